@@ -1,0 +1,1 @@
+"""The language: Python calls become a graph."""

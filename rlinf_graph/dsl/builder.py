@@ -1,0 +1,160 @@
+"""Collects the calls of one pipeline function into a graph."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import rlinf_graph
+from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.ir.batch import Carried, Pending, Source
+from rlinf_graph.ir.diagnostic import Diagnostic, suggest
+from rlinf_graph.ir.graph import Input, ModelDef, ModelUse, Node
+from rlinf_graph.ir.node_type import InputSpec, ModelSpec, OptionSpec, Port, Role
+from rlinf_graph.ir.span import Span
+from rlinf_graph.ir.value import freeze, to_json
+
+if TYPE_CHECKING:
+    from rlinf_graph.dsl.node import NodeDefinition
+
+building: ContextVar[Builder | None] = ContextVar("building", default=None)
+
+_PACKAGE = str(Path(rlinf_graph.__file__).parent)
+
+
+def user_frame() -> FrameType:
+    """The innermost frame outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+class Builder:
+    """The graph under construction and everything found wrong with it so far."""
+
+    def __init__(self, outer_names: Mapping[str, Any]) -> None:
+        """`outer_names` are the variables the pipeline function sees; models are named by them."""
+        self.nodes: list[Node] = []
+        self.models: dict[int, ModelDef] = {}
+        self.diagnostics: list[Diagnostic] = []
+        self._outer_names = outer_names
+
+    def add(
+        self, definition: NodeDefinition, arguments: inspect.BoundArguments, given: Mapping[str, Any]
+    ) -> Any:
+        """Record a call and return its symbolic outputs.
+
+        `given` are a class node's options, which were set when it was constructed.
+        """
+        frame = user_frame()
+        span, kind = Span.of_frame(frame), definition.type
+        values = {**given, **arguments.arguments}
+        uses = [self._use(spec, values.get(spec.name), frame, span) for spec in kind.models]
+        models = tuple(use for use in uses if use is not None)
+        names = [self._name_of(values.get(spec.name), frame) for spec in kind.models]
+        inputs = [self._input(spec, values.get(spec.name), kind.name, span) for spec in kind.inputs]
+        options = tuple((o.name, self._option(o, values, kind.name, span)) for o in kind.options)
+        name = self._unique(" ".join([definition.label, *names]))
+        unit = definition.unit(dict(options)) if callable(definition.unit) else definition.unit
+        node = Node(
+            name=name,
+            type=kind.name,
+            role=kind.role,
+            unit=unit,
+            inputs=tuple(i for i in inputs if i is not None),
+            models=models,
+            options=options,
+            outputs=kind.outputs,
+            span=span,
+        )
+        self.nodes.append(node)
+        symbols = [Carried.types[t].symbol(Source(name, i)) for i, t in enumerate(kind.outputs)]
+        if len(symbols) > 1:
+            return tuple(symbols)
+        return symbols[0] if symbols else None
+
+    def report(self, code: str, message: str, span: Span, **more: Any) -> None:
+        """Keep an error; the pipeline function goes on."""
+        self.diagnostics.append(Diagnostic(code, message, span, **more))
+
+    def _input(self, spec: InputSpec, value: Any, node: str, span: Span) -> Input | None:
+        if value is None:
+            return None
+        if isinstance(value, Carried) and value.source is not None:
+            return Input(spec.name, value.source, type(value).__name__)
+        what = value.what if isinstance(value, Pending) else f"{type(value).__name__}"
+        self.report(
+            "RG0101",
+            f"`{node}` takes {' or '.join(spec.types)} for `{spec.name}`, not {what}",
+            span,
+            label=f"`{spec.name}` is no batch of this pipeline",
+        )
+        return None
+
+    def _use(self, spec: ModelSpec, value: Any, frame: FrameType, span: Span) -> ModelUse | None:
+        if isinstance(value, Frozen):
+            return ModelUse(spec.name, self._declare(value.model, frame), Port.FROZEN)
+        if isinstance(value, Model):
+            return ModelUse(spec.name, self._declare(value, frame), spec.port)
+        what = type(value).__name__
+        self.report("RG0104", f"`{spec.name}` takes an rl.Model, not {what}", span)
+        return None
+
+    def _option(self, spec: OptionSpec, values: Mapping[str, Any], node: str, span: Span) -> Any:
+        value = freeze(values.get(spec.name, spec.default))
+        try:
+            to_json(value)
+        except TypeError as error:
+            self.report("RG0104", f"option `{spec.name}` of `{node}`: {error}", span)
+            return None
+        return value
+
+    def _declare(self, model: Model, frame: FrameType) -> str:
+        if id(model) not in self.models:
+            engines = {"rollout": model.rollout, "train": model.train}
+            self.models[id(model)] = ModelDef(
+                name=model.name or self._name_of(model, frame),
+                path=model.path,
+                head=model.head,
+                dtype=model.dtype,
+                weights=model.weights,
+                engines=tuple((k, v) for k, v in engines.items() if v),
+                span=model.span,
+            )
+        return self.models[id(model)].name
+
+    def _name_of(self, value: Any, frame: FrameType) -> str:
+        if isinstance(value, Model) and value.name:
+            return value.name
+        for names in (frame.f_locals, self._outer_names):
+            for name, bound in names.items():
+                if bound is value and isinstance(value, Model | Frozen):
+                    return name
+        if isinstance(value, Frozen):
+            return f"{self._name_of(value.model, frame)}.frozen"
+        return value.path.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, Model) else "?"
+
+    def _unique(self, name: str) -> str:
+        taken = {node.name for node in self.nodes}
+        if name not in taken:
+            return name
+        return next(n for n in (f"{name} {i}" for i in range(2, len(taken) + 3)) if n not in taken)
+
+
+def misuse(definition: NodeDefinition, error: TypeError, wrong: str | None) -> Diagnostic:
+    """The diagnostic for a call that does not match a node's signature."""
+    kind = definition.type
+    known = [s.name for s in (*kind.inputs, *kind.models, *kind.options)]
+    syncs = kind.role is Role.SYNC
+    return Diagnostic(
+        "RG0104",
+        f"`{definition.label}`: {error}",
+        Span.of_frame(user_frame()),
+        help=(suggest(wrong, known),) if wrong else (("rl.sync(weights, into=model)",) if syncs else ()),
+    )

@@ -1,0 +1,22 @@
+"""The edges that close a cycle: new weights for the next iteration."""
+
+from __future__ import annotations
+
+from rlinf_graph.dsl.model import Model
+from rlinf_graph.dsl.node import node
+from rlinf_graph.ir.batches import Weights
+from rlinf_graph.ir.node_type import Place, Port, Role, Unit
+
+
+@node(role=Role.SYNC, place=Place.DEVICE, unit=Unit.BATCH, ports={"into": Port.SERVED})
+def sync(weights: Weights, *, into: Model, max_staleness: int | None = 0, every: int = 1) -> None:
+    """Deliver trained weights to those who sample with the model.
+
+    Args:
+        weights: what `train` returned.
+        into: the model whose served port takes them.
+        max_staleness: by how many iterations the oldest token of a sample may lag behind the
+            iteration that trains on it. 0 is on-policy. The compiler may choose less.
+        every: deliver after every that many iterations; adds `every - 1` to the staleness.
+    """
+    raise RuntimeError("sync has a meaning only inside a pipeline")

@@ -1,0 +1,295 @@
+"""`@rl.node`: an ordinary function or class whose signature is its contract in the graph.
+
+Parameters annotated with batch types are edges, with `Model` or `Frozen` models, all others are
+options. Called inside a pipeline a node is recorded; called anywhere else it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
+
+from rlinf_graph.dsl.builder import building, misuse, user_frame
+from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.ir.batch import Carried
+from rlinf_graph.ir.diagnostic import CompileError, Diagnostic, fail
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.node_type import (
+    InputSpec,
+    ModelSpec,
+    NodeType,
+    OptionSpec,
+    Place,
+    Port,
+    Role,
+    Unit,
+)
+from rlinf_graph.ir.span import Span
+from rlinf_graph.ir.work import Volume, Work
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node's call at planning time: how much arrives at each input, and the options' values."""
+
+    volumes: Mapping[str, Volume]
+    options: Mapping[str, Any]
+
+    @property
+    def first(self) -> Volume:
+        """The volume of the first input."""
+        return next(iter(self.volumes.values()))
+
+
+Check = Callable[[Node, Graph], Iterator[Diagnostic]]
+
+
+@dataclass(frozen=True)
+class NodeDefinition:
+    """A node type together with the functions that give it meaning.
+
+    Attributes:
+        type: the contract as data.
+        label: what explain prints.
+        kernel: runs the node on values: inputs, models and options by name.
+        unit: the smallest part of a batch it can work on, possibly depending on its options.
+        volume: how much each output carries; by default as much as the first input.
+        work: what it costs; without it the node is profiled, and until then counted as declared.
+        check: what must hold of a call of it, beyond its types.
+    """
+
+    type: NodeType
+    label: str
+    kernel: Callable[..., Any]
+    unit: Unit | Callable[[Mapping[str, Any]], Unit]
+    volume: Callable[[Call], tuple[Volume, ...]] | None = None
+    work: Callable[[Call], Work] | None = None
+    check: Check | None = None
+
+
+definitions: dict[str, NodeDefinition] = {}
+
+
+def node_types() -> dict[str, NodeType]:
+    """The contracts of all registered node types, by name."""
+    return {name: definition.type for name, definition in definitions.items()}
+
+
+@overload
+@dataclass_transform(frozen_default=True)
+def node(target: type[C], /) -> type[C]: ...
+@overload
+def node(target: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+@dataclass_transform(frozen_default=True)
+def node(
+    *,
+    unit: Unit | Callable[[Mapping[str, Any]], Unit] = ...,
+    role: Role = ...,
+    place: Place | None = ...,
+    label: str | None = ...,
+    ports: Mapping[str, Port] | None = ...,
+    heads: Mapping[str, tuple[str, ...]] | None = ...,
+    volume: Callable[[Call], tuple[Volume, ...]] | None = ...,
+    work: Callable[[Call], Work] | None = ...,
+    check: Check | None = ...,
+) -> Callable[[C], C]: ...
+def node(target: Any = None, /, **settings: Any) -> Any:
+    """Make a node type of a function, or of a class with `__call__` whose fields are its options.
+
+    Args:
+        target: the function or class; options of the decorator come as keywords.
+        settings: `unit` (default BATCH: the node sees the whole batch at once, which is always
+            right; declare SAMPLE or GROUP to let it stream), `role`, `place` (default DEVICE when
+            it takes a model), `label`, `ports` and `heads` by model parameter, `volume`, `work`,
+            `check`.
+
+    Raises:
+        CompileError: RG0504, for a signature that is no contract.
+    """
+    if target is None:
+        return functools.partial(_define, settings=settings)
+    return _define(target, settings=settings)
+
+
+def _define(target: Any, settings: Mapping[str, Any]) -> Any:
+    if inspect.isclass(target):
+        return _define_class(target, settings)
+    signature = _signature(target)
+    definition = _definition(target.__name__, target, list(signature.parameters.values()),
+                             signature.return_annotation, settings)  # fmt: skip
+    return _recording(target, definition, signature, lambda _self: {})
+
+
+def _define_class(cls: type, settings: Mapping[str, Any]) -> type:
+    made = dataclasses.dataclass(frozen=True)(cls)
+    signature = _signature(made.__call__)
+    options = list(_signature(made.__init__).parameters.values())[1:]
+    inputs = list(signature.parameters.values())[1:]
+    work = getattr(made, "work", None)
+    if work is not None and "work" not in settings:
+        settings = {**settings, "work": _class_work(made)}
+    definition = _definition(
+        made.__name__, _class_kernel(made), [*inputs, *options],
+        signature.return_annotation, {**settings, "options": [o.name for o in options]},
+    )  # fmt: skip
+    given = functools.partial(_fields, made)
+    made.__call__ = _recording(made.__call__, definition, signature, given)  # type: ignore[method-assign]
+    return made
+
+
+def _fields(cls: Any, instance: Any) -> dict[str, Any]:
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(cls)}
+
+
+def _class_kernel(cls: Any) -> Callable[..., Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    run = cls.__call__
+
+    def kernel(**arguments: Any) -> Any:
+        instance = cls(**{k: v for k, v in arguments.items() if k in names})
+        return run(instance, **{k: v for k, v in arguments.items() if k not in names})
+
+    return kernel
+
+
+def _class_work(cls: Any) -> Callable[[Call], Work]:
+    return lambda call: cls(**call.options).work(**call.volumes)
+
+
+def _recording(
+    run: Callable[..., Any],
+    definition: NodeDefinition,
+    signature: inspect.Signature,
+    given: Callable[[Any], Mapping[str, Any]],
+) -> Callable[..., Any]:
+    """`run`, except that inside a pipeline it is recorded instead."""
+    method = "self" in signature.parameters
+
+    @functools.wraps(run)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        builder = building.get()
+        if builder is None:
+            return run(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            wrong = next((k for k in kwargs if k not in signature.parameters), None)
+            raise CompileError([*builder.diagnostics, misuse(definition, error, wrong)]) from None
+        own = given(bound.arguments.pop("self")) if method else {}
+        return builder.add(definition, bound, own)
+
+    call.definition = definition  # type: ignore[attr-defined]
+    return call
+
+
+def _definition(
+    name: str,
+    kernel: Callable[..., Any],
+    parameters: list[inspect.Parameter],
+    returns: Any,
+    settings: Mapping[str, Any],
+) -> NodeDefinition:
+    ports, heads = settings.get("ports") or {}, settings.get("heads") or {}
+    inputs: list[InputSpec] = []
+    models: list[ModelSpec] = []
+    options: list[OptionSpec] = []
+    for parameter in parameters:
+        choices = _choices(parameter.annotation)
+        carried = tuple(c.__name__ for c in choices if _is_carried(c))
+        if carried:
+            optional = types.NoneType in choices
+            inputs.append(InputSpec(parameter.name, carried, optional))
+        elif Model in choices or Frozen in choices:
+            port = Port.SERVED if Model in choices else Port.FROZEN
+            port = ports.get(parameter.name, port)
+            models.append(ModelSpec(parameter.name, port, heads.get(parameter.name, ())))
+        else:
+            options.append(_option(parameter))
+    kind = NodeType(
+        name=name,
+        inputs=tuple(inputs),
+        models=tuple(models),
+        options=tuple(options),
+        outputs=_outputs(name, returns),
+        role=settings.get("role", Role.COMPUTE),
+        place=settings.get("place") or (Place.DEVICE if models else Place.HOST),
+        doc=(inspect.getdoc(kernel) or "").split("\n")[0],
+    )
+    definition = NodeDefinition(
+        type=kind,
+        label=settings.get("label") or name,
+        kernel=kernel,
+        unit=settings.get("unit", Unit.BATCH),
+        volume=settings.get("volume"),
+        work=settings.get("work"),
+        check=settings.get("check"),
+    )
+    definitions[name] = definition
+    return definition
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature with its annotations evaluated as far as they can be."""
+    signature = inspect.signature(function)
+    scope = dict(getattr(function, "__globals__", {}))
+    return signature.replace(
+        parameters=[p.replace(annotation=_evaluate(p.annotation, scope))
+                    for p in signature.parameters.values()],
+        return_annotation=_evaluate(signature.return_annotation, scope),
+    )  # fmt: skip
+
+
+def _evaluate(annotation: Any, scope: dict[str, Any]) -> Any:
+    """A string annotation's value; the string itself when a name in it exists only for checkers."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, scope)
+    except NameError:
+        return annotation
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _is_carried(choice: Any) -> bool:
+    return isinstance(choice, type) and issubclass(choice, Carried)
+
+
+def _option(parameter: inspect.Parameter) -> OptionSpec:
+    required = parameter.default is inspect.Parameter.empty
+    shown = parameter.annotation
+    text = shown if isinstance(shown, str) else inspect.formatannotation(shown)
+    default = None if required else parameter.default
+    return OptionSpec(parameter.name, re.sub(r"rlinf_graph\.[\w.]*\.", "", text), default, required)
+
+
+def _outputs(name: str, returns: Any) -> tuple[str, ...]:
+    if returns is None or returns is types.NoneType:
+        return ()
+    made = typing.get_args(returns) if typing.get_origin(returns) is tuple else (returns,)
+    if not all(_is_carried(kind) for kind in made):
+        raise fail(
+            "RG0504",
+            f"node `{name}` returns {returns!r}, which no edge can carry",
+            Span.of_frame(user_frame()),
+            help=("return a batch type (or a tuple of them, or None), and annotate it",),
+        )
+    return tuple(cast("type[Carried]", kind).__name__ for kind in made)
+
+

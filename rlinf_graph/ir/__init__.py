@@ -1,0 +1,1 @@
+"""The intermediate forms: immutable data and its verification."""

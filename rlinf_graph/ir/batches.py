@@ -1,0 +1,155 @@
+"""The batch types of the field. Tensors of token granularity run over the whole sequence.
+
+Position `t` of a packed field belongs to token `t` of the sequence, prompt included; what does not
+apply to prompt tokens is 0 there and False in `mask`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlinf_graph.ir.batch import (
+    Batch,
+    Carried,
+    Granularity,
+    TokenBatch,
+    objects,
+    per_sample,
+    per_token,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Prompts(TokenBatch, granularity=Granularity.SAMPLE):
+    """What a policy is asked.
+
+    Attributes:
+        tokens: int64, packed.
+        texts: the prompt of each sample as text.
+        columns: the other columns of its data set, by name; the expected answer is `truth`.
+    """
+
+    tokens: Tensor = per_token()
+    texts: list[str] = objects()
+    columns: list[dict[str, Any]] = objects()
+
+
+class Examples(TokenBatch, granularity=Granularity.SAMPLE):
+    """Demonstrations to learn from: prompt and completion.
+
+    Attributes:
+        tokens: int64, packed.
+        mask: bool, packed; true where the token belongs to the completion.
+    """
+
+    tokens: Tensor = per_token()
+    mask: Tensor = per_token()
+
+
+class Rollouts(TokenBatch, granularity=Granularity.SAMPLE):
+    """What a policy answered.
+
+    Attributes:
+        tokens: int64, packed: prompt and response.
+        mask: bool, packed; true for the policy's own tokens.
+        logprobs: behaviour log-probabilities, packed: of each of the policy's tokens under the
+            distribution it was sampled from (after temperature and truncation).
+        versions: int64, packed: iteration version of the weights that chose the token, -1 elsewhere.
+        prompt_lengths: int64 `(n,)`.
+        finished: bool `(n,)`; false where the token limit cut the response.
+        prompts, responses: texts.
+        columns: as in `Prompts`.
+    """
+
+    tokens: Tensor = per_token()
+    mask: Tensor = per_token()
+    logprobs: Tensor = per_token()
+    versions: Tensor = per_token()
+    prompt_lengths: Tensor = per_sample()
+    finished: Tensor = per_sample()
+    prompts: list[str] = objects()
+    responses: list[str] = objects()
+    columns: list[dict[str, Any]] = objects()
+
+    @property
+    def response_lengths(self) -> Tensor:
+        """int64 `(n,)`: tokens of each response."""
+        return self.lengths - self.prompt_lengths
+
+
+class Rewards(Batch, granularity=Granularity.SAMPLE):
+    """One number a sample: `values`, `(n,)`."""
+
+    values: Tensor = per_sample()
+
+
+class TokenRewards(TokenBatch, granularity=Granularity.TOKEN):
+    """One number a token.
+
+    Attributes:
+        values: packed.
+        mask: bool, packed; true for the policy's own tokens.
+        terminated: bool `(n,)`; false where the episode was cut and its last value has to be
+            bootstrapped.
+    """
+
+    values: Tensor = per_token()
+    mask: Tensor = per_token()
+    terminated: Tensor = per_sample()
+
+
+class ProximalLogprobs(TokenBatch, granularity=Granularity.TOKEN):
+    """Log-probabilities, packed, of a model in training, before its first optimizer step."""
+
+    values: Tensor = per_token()
+
+
+class ReferenceLogprobs(TokenBatch, granularity=Granularity.TOKEN):
+    """Log-probabilities, packed, of a frozen model."""
+
+    values: Tensor = per_token()
+
+
+class Values(TokenBatch, granularity=Granularity.TOKEN):
+    """State values of a critic.
+
+    Attributes:
+        values: packed with one more than the tokens: `values[t]` is the value of the state in which
+            token `t` was chosen, the last one that of the state after the last token.
+        mask: bool, packed; true for the policy's own tokens.
+    """
+
+    values: Tensor = per_token(extra=1)
+    mask: Tensor = per_token()
+
+
+class Advantages(Batch, granularity=Granularity.SAMPLE):
+    """One number a sample, the same for all its tokens: `values`, `(n,)`."""
+
+    values: Tensor = per_sample()
+
+
+class TokenAdvantages(TokenBatch, granularity=Granularity.TOKEN):
+    """One number a token: `values`, packed."""
+
+    values: Tensor = per_token()
+
+
+class Returns(TokenBatch, granularity=Granularity.TOKEN):
+    """What a critic should have said: `values`, packed over the tokens."""
+
+    values: Tensor = per_token()
+
+
+class Weights(Carried):
+    """New weights of a model.
+
+    Attributes:
+        model: the model's name.
+        version: how many iterations have trained them.
+    """
+
+    model: str
+    version: int

@@ -1,0 +1,111 @@
+"""The machines: node groups of equal devices, numbered through from 0 in the order of the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Link:
+    """A connection: `seconds = latency + bytes / bandwidth`, for one device and direction."""
+
+    bandwidth: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class DeviceType:
+    """An accelerator or a processor core, from the catalogue or the cluster file.
+
+    Attributes:
+        name: as in the catalogue.
+        kind: `gpu` or `cpu`.
+        memory: bytes.
+        memory_bandwidth: bytes a second.
+        flops: dense peak operations a second by number format (`bfloat16`, `float32`, ...).
+        host_link: to the memory of its machine, for offloading.
+        source: where the figures come from.
+    """
+
+    name: str
+    kind: str
+    memory: float
+    memory_bandwidth: float
+    flops: tuple[tuple[str, float], ...]
+    host_link: Link
+    source: str
+
+    def peak(self, dtype: str) -> float:
+        """Operations a second in a number format; that of float32 where none is published."""
+        figures = dict(self.flops)
+        return figures.get(dtype, figures["float32"])
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Equal machines with equal devices.
+
+    Attributes:
+        name: unique in the cluster.
+        device: what each device is.
+        nodes: machines.
+        devices_per_node: devices of each machine.
+        cpus: processor cores of each machine, for host nodes.
+        inside: between devices of one machine.
+        between: between machines, for each device.
+    """
+
+    name: str
+    device: DeviceType
+    nodes: int
+    devices_per_node: int
+    cpus: int
+    inside: Link
+    between: Link
+
+    @property
+    def size(self) -> int:
+        """Devices of all machines of the group."""
+        return self.nodes * self.devices_per_node
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a plan is made for."""
+
+    name: str
+    groups: tuple[NodeGroup, ...]
+    file: str = field(default="", compare=False)
+
+    @property
+    def size(self) -> int:
+        """Devices of all node groups."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def cpus(self) -> int:
+        """Processor cores of all machines."""
+        return sum(group.cpus * group.nodes for group in self.groups)
+
+    def group_of(self, device: int) -> NodeGroup:
+        """The node group that holds device number `device`; IndexError when none does."""
+        first = 0
+        for group in self.groups:
+            if device < first + group.size:
+                return group
+            first += group.size
+        raise IndexError(f"device {device} of a cluster with {self.size}")
+
+    def machine_of(self, device: int) -> int:
+        """The number of the machine that holds a device, counted through all groups."""
+        machine = first = 0
+        for group in self.groups:
+            if device < first + group.size:
+                return machine + (device - first) // group.devices_per_node
+            first += group.size
+            machine += group.nodes
+        raise IndexError(f"device {device} of a cluster with {self.size}")
+
+    def summary(self) -> str:
+        """One line, such as `16 × H100-SXM-80GB`."""
+        return " + ".join(f"{group.size} × {group.device.name}" for group in self.groups)

@@ -1,0 +1,296 @@
+"""What the instructions of a program mean: order, blocking, versions. Not what they compute.
+
+Every rank of every worker group is a process: a generator that yields when it has to wait. An
+interpreter is this scheduler together with a `Machine`, which carries out the work and says how
+long it took: with a cost model (simulation) or by doing it (`local`). Each process has its own
+clock, so a run in one process still gives the timeline of workers side by side.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.ir.program import (
+    Accumulate,
+    Acquire,
+    Advance,
+    Await,
+    Channel,
+    Free,
+    Instruction,
+    Load,
+    Offload,
+    OptimizerStep,
+    Position,
+    Program,
+    Publish,
+    Recv,
+    Release,
+    Ring,
+    Run,
+    Send,
+    WorkerGroup,
+    unroll,
+)
+from rlinf_graph.ir.timeline import Event
+
+KINDS: dict[type, str] = {
+    Run: "run",
+    Accumulate: "accumulate",
+    OptimizerStep: "optimizer_step",
+    Load: "load",
+    Offload: "offload",
+    Await: "sync",
+}
+Process = Generator[str, None, None]
+
+
+class Machine(Protocol):
+    """Carries out instructions."""
+
+    def perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> float:
+        """Do what an instruction asks and return the seconds it took."""
+        ...
+
+    def take(
+        self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]
+    ) -> None:
+        """Bind the named samples of an edge, all of which have been put, to a parameter."""
+        ...
+
+    def put(self, group: WorkerGroup, send: Send, at: Position) -> NDArray[np.int64] | None:
+        """Hand an output to an edge; the indices of its samples, None for the position's share."""
+        ...
+
+    def drop(self, edge: str, iteration: int) -> None:
+        """Forget an iteration of an edge: every consumer is done with it."""
+        ...
+
+
+@dataclass
+class _Queue:
+    """Arrival times of the samples of each iteration still needed; NaN where not there yet."""
+
+    channel: Channel
+    consumers: int
+    arrived: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, Any])
+    freed: dict[int, int] = field(default_factory=lambda: defaultdict[int, int](int))
+    last_free: float = 0.0
+
+    def has_room(self, iteration: int) -> bool:
+        """Whether samples of an iteration may be put."""
+        return iteration in self.arrived or len(self.arrived) < self.channel.capacity
+
+    def times(self, iteration: int) -> NDArray[np.float64]:
+        """Arrival times of an iteration's samples, to be read and written."""
+        if iteration not in self.arrived:
+            self.arrived[iteration] = np.full(self.channel.samples, np.nan)
+        return self.arrived[iteration]
+
+
+@dataclass
+class _RingState:
+    ring: Ring
+    turn: int = 0
+    released: int = 0
+    free_at: float = 0.0
+
+
+class Interpreter:
+    """Runs a program on a machine."""
+
+    def __init__(
+        self, program: Program, machine: Machine, *, seed: int = 0, one_rank: bool = False
+    ) -> None:
+        """`one_rank` lets rank 0 stand for its whole group, which is what it does in SPMD."""
+        self.program, self.machine, self.seed, self.one_rank = program, machine, seed, one_rank
+        self.events: list[Event] = []
+        self.clock: dict[tuple[str, int], float] = defaultdict(float)
+        self._versions: dict[str, dict[int, float]] = defaultdict(lambda: {0: 0.0})
+        self._queues = {c.edge: _Queue(c, self.ranks(c.target)) for c in program.channels}
+        self._rings = {ring.name: _RingState(ring) for ring in program.rings}
+        self._published: dict[str, int] = defaultdict(int)
+        self._at_step: dict[str, list[float]] = defaultdict(list)
+        self._steps_done: dict[str, int] = defaultdict(int)
+        self._step_end: dict[str, float] = {}
+
+    def ranks(self, group: str) -> int:
+        """How many processes stand for a group."""
+        return 1 if self.one_rank else self.program.group(group).ranks
+
+    def run(self, iterations: int, first: int = 0) -> list[Event]:
+        """Interpret `iterations` iterations and return their events in the order they ended.
+
+        Raises:
+            CompileError: RG0603, when nothing can go on, naming who waits for what.
+        """
+        waiting: dict[tuple[str, int], str] = {}
+        processes = {
+            (group.name, rank): self._process(group, rank, range(first, first + iterations))
+            for group in self.program.groups
+            for rank in range(self.ranks(group.name))
+        }
+        while processes:
+            progress = False
+            for key, process in list(processes.items()):
+                before = len(self.events), self._marks
+                try:
+                    waiting[key] = next(process)
+                    progress |= before != (len(self.events), self._marks)
+                except StopIteration:
+                    del processes[key]
+                    waiting.pop(key, None)
+                    progress = True
+            if not progress:
+                notes = tuple(f"`{g}` rank {r} waits for {why}" for (g, r), why in waiting.items())
+                raise fail("RG0603", f"program `{self.program.name}` cannot go on", notes=notes)
+        return self.events
+
+    _marks = 0
+
+    def _process(self, group: WorkerGroup, rank: int, iterations: range) -> Process:
+        for iteration in iterations:
+            start = Position(iteration, rank)
+            for instruction, at in unroll(group.body, start):
+                yield from self._step(group, instruction, at)
+                self._marks += 1
+
+    def _step(self, group: WorkerGroup, instruction: Instruction, at: Position) -> Process:
+        match instruction:
+            case Recv():
+                yield from self._recv(group, instruction, at)
+            case Send():
+                yield from self._send(group, instruction, at)
+            case Acquire():
+                yield from self._acquire(group, instruction, at)
+            case Release():
+                self._release(group, instruction, at)
+            case Free():
+                self._free(group, instruction, at)
+            case Publish():
+                self._publish(group, instruction, at)
+            case Await():
+                yield from self._await(group, instruction, at)
+            case OptimizerStep():
+                yield from self._optimizer_step(group, instruction, at)
+            case Advance():
+                self.machine.perform(group, instruction, at)
+            case _:
+                self._perform(group, instruction, at)
+
+    def _perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> None:
+        key = (group.name, at.rank)
+        start = self.clock[key]
+        self.clock[key] = start + self.machine.perform(group, instruction, at)
+        devices = group.devices_of(at.rank) if not self.one_rank else group.devices
+        kind = KINDS[type(instruction)]
+        self.events.append(Event(kind, group.name, at, devices, start, self.clock[key]))
+
+    def _recv(self, group: WorkerGroup, recv: Recv, at: Position) -> Process:
+        queue = self._queues[recv.edge]
+        rows = recv.select.rows(at, queue.channel.samples, self.ranks(group.name), self.seed)
+        while np.isnan(queue.times(at.iteration)[rows]).any() if queue.has_room(
+            at.iteration
+        ) else True:
+            yield f"samples of `{recv.edge}`, iteration {at.iteration}"
+        self._wait_until(group, at, float(queue.times(at.iteration)[rows].max(initial=0.0)))
+        self.machine.take(group, recv, at, rows)
+
+    def _send(self, group: WorkerGroup, send: Send, at: Position) -> Process:
+        queue = self._queues[send.edge]
+        while not queue.has_room(at.iteration):
+            yield f"room in `{send.edge}`"
+        self._wait_until(group, at, queue.last_free if at.iteration not in queue.arrived else 0.0)
+        rows = self.machine.put(group, send, at)
+        if rows is None:
+            rows = self._share(group, queue.channel.samples, at)
+        queue.times(at.iteration)[rows] = self.clock[group.name, at.rank]
+
+    def _share(self, group: WorkerGroup, total: int, at: Position) -> NDArray[np.int64]:
+        from rlinf_graph.ir.program import Part, Select
+
+        chunks = chunks_of(group)
+        return Select(Part.CHUNK, chunks).rows(at, total, self.ranks(group.name))
+
+    def _free(self, group: WorkerGroup, free: Free, at: Position) -> None:
+        queue = self._queues[free.edge]
+        queue.freed[at.iteration] += 1
+        if queue.freed[at.iteration] == queue.consumers:
+            queue.arrived.pop(at.iteration, None)
+            del queue.freed[at.iteration]
+            queue.last_free = max(queue.last_free, self.clock[group.name, at.rank])
+            self.machine.drop(free.edge, at.iteration)
+
+    def _acquire(self, group: WorkerGroup, acquire: Acquire, at: Position) -> Process:
+        state = self._rings[acquire.turn]
+        while state.turn != acquire.position:
+            yield f"its turn on {acquire.turn} (position {state.turn} has it)"
+        self._wait_until(group, at, state.free_at)
+
+    def _release(self, group: WorkerGroup, release: Release, at: Position) -> None:
+        state = self._rings[release.turn]
+        state.released += 1
+        holders = state.ring.positions[release.position]
+        state.pending = max(getattr(state, "pending", 0.0), self.clock[group.name, at.rank])
+        if state.released == sum(self.ranks(name) for name in holders):
+            state.turn = (state.turn + 1) % len(state.ring.positions)
+            state.released = 0
+            state.free_at = max(state.free_at, state.pending)
+
+    def _publish(self, group: WorkerGroup, publish: Publish, at: Position) -> None:
+        self._published[publish.model] += 1
+        self.machine.perform(group, publish, at)
+        if self._published[publish.model] % self.ranks(group.name) == 0:
+            times = self._versions[publish.model]
+            times[at.iteration + 1] = self.clock[group.name, at.rank]
+
+    def _await(self, group: WorkerGroup, awaited: Await, at: Position) -> Process:
+        version = max(0, at.iteration - awaited.staleness)
+        versions = self._versions[awaited.model]
+        while version not in versions and version > min(versions, default=0):
+            yield f"version {version} of `{awaited.model}`"
+        self._wait_until(group, at, versions.get(version, 0.0))
+        self._perform(group, awaited, at)
+
+    def _optimizer_step(
+        self, group: WorkerGroup, step: OptimizerStep, at: Position
+    ) -> Process:
+        """All ranks meet; the slowest sets the time."""
+        arrived, ranks = self._at_step[group.name], self.ranks(group.name)
+        turn = self._steps_done[group.name]
+        arrived.append(self.clock[group.name, at.rank])
+        while self._steps_done[group.name] == turn and len(self._at_step[group.name]) < ranks:
+            yield f"the other ranks of `{group.name}`"
+        if self._steps_done[group.name] == turn:
+            self._step_end[group.name] = max(arrived)
+            self._at_step[group.name] = []
+            self._steps_done[group.name] += 1
+        self._wait_until(group, at, self._step_end[group.name])
+        self._perform(group, step, at)
+
+    def _wait_until(self, group: WorkerGroup, at: Position, time: float) -> None:
+        key = (group.name, at.rank)
+        self.clock[key] = max(self.clock[key], time)
+
+
+def chunks_of(group: WorkerGroup) -> int:
+    """The parts in which a group emits its outputs in an iteration."""
+    return _chunks(group.body)
+
+
+def _chunks(body: tuple[Instruction, ...]) -> int:
+    from rlinf_graph.ir.program import Repeat, When
+
+    for instruction in body:
+        if isinstance(instruction, Repeat):
+            return instruction.count if instruction.axis == "chunk" else _chunks(instruction.body)
+        if isinstance(instruction, When):
+            return _chunks(instruction.body)
+    return 1

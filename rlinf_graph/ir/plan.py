@@ -1,0 +1,236 @@
+"""The compiler's output: where, how and in which order each node runs. Versioned JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from rlinf_graph.ir.diagnostic import Diagnostic, fail
+
+FORMAT = 1
+
+
+def parse_devices(text: str | Sequence[int]) -> tuple[int, ...]:
+    """Device ids of `"0-3,6"`; a sequence of ids is taken as it is.
+
+    Raises:
+        ValueError: for text of another form.
+    """
+    if not isinstance(text, str):
+        return tuple(int(d) for d in text)
+    ids: list[int] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise ValueError(f"`{part}` is no device range; write 0-3,6")
+        first, last = int(match[1]), int(match[2] or match[1])
+        ids += range(first, last + 1)
+    return tuple(ids)
+
+
+def show_devices(ids: Sequence[int]) -> str:
+    """The shortest text that `parse_devices` reads as `ids`."""
+    runs: list[list[int]] = []
+    for device in ids:
+        if runs and device == runs[-1][1] + 1:
+            runs[-1][1] = device
+        else:
+            runs.append([device, device])
+    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
+
+
+DeviceSet = Annotated[
+    tuple[int, ...], BeforeValidator(parse_devices), PlainSerializer(show_devices)
+]
+
+
+class Form(BaseModel):
+    """Immutable, and strict about fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Parallel(Form):
+    """How one node is spread over its devices: `tp * pp * cp * dp` of them.
+
+    `ep` divides the experts of a mixture over `dp`; `shard` says whether data-parallel replicas
+    hold all states (`none`) or a part each (`fsdp`).
+    """
+
+    dp: int = Field(default=1, ge=1)
+    tp: int = Field(default=1, ge=1)
+    pp: int = Field(default=1, ge=1)
+    cp: int = Field(default=1, ge=1)
+    ep: int = Field(default=1, ge=1)
+    shard: Literal["none", "fsdp"] = "none"
+
+    @property
+    def devices(self) -> int:
+        """Devices of the node."""
+        return self.dp * self.tp * self.pp * self.cp
+
+    def __str__(self) -> str:
+        """Short, as explain prints it: `fsdp 8`, `tp 2 × 4`."""
+        inner = [f"{n} {s}" for n in ("tp", "pp", "cp") if (s := getattr(self, n)) > 1]
+        if self.shard == "fsdp" and self.dp > 1:
+            return " ".join([*inner, f"fsdp {self.dp}"])
+        return " ".join(inner) + (f" × {self.dp}" if inner and self.dp > 1 else "") or (
+            f"dp {self.dp}" if self.dp > 1 else "-"
+        )
+
+
+class Leaf(Form):
+    """A node on the devices that its place in the tree gives it."""
+
+    kind: Literal["node"] = "node"
+    node: str
+    devices: DeviceSet
+
+
+class Turn(Form):
+    """Parts that use the same devices one after another.
+
+    `per` says whether they take turns once an iteration or once a micro-batch.
+    """
+
+    kind: Literal["turn"] = "turn"
+    per: Literal["iteration", "micro_batch"] = "iteration"
+    parts: tuple[Placement, ...]
+
+
+class Split(Form):
+    """Parts that run side by side on disjoint devices."""
+
+    kind: Literal["split"] = "split"
+    parts: tuple[Placement, ...]
+
+
+Placement = Annotated[Leaf | Turn | Split, Field(discriminator="kind")]
+
+
+class NodePlan(Form):
+    """One device node's settings.
+
+    Attributes:
+        parallel: its layout.
+        engine: does the numerical work.
+        micro_batch: samples of one kernel call of one replica; None where the engine schedules
+            its own batches.
+        chunks: the parts in which it takes and emits its stream; 1 makes it a barrier.
+        resident: whether its state stays on the device while others have their turn.
+        recompute: whether activations are recomputed in the backward pass.
+    """
+
+    parallel: Parallel = Parallel()
+    engine: str = "torch"
+    micro_batch: int | None = Field(default=None, ge=1)
+    chunks: int = Field(default=1, ge=1)
+    resident: bool = True
+    recompute: bool = False
+
+
+class SyncPlan(Form):
+    """How and how far behind weights arrive.
+
+    Attributes:
+        method: `copy` inside a device, `broadcast` between devices.
+        staleness: rollouts of iteration i use the weights of version max(0, i - staleness).
+    """
+
+    method: Literal["copy", "broadcast"] = "copy"
+    staleness: int = Field(default=0, ge=0)
+
+
+class PipelineRef(Form):
+    """The pipeline a plan was made for."""
+
+    file: str
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Estimate(Form):
+    """What the compiler expected; shown beside measurements, never needed to run."""
+
+    iteration_s: float
+    bound_s: float
+    proved: bool
+    profile: str | None = None
+
+
+class Plan(Form):
+    """The whole decision. `lower` needs nothing else of the compiler."""
+
+    format: Literal[1] = FORMAT
+    pipeline: PipelineRef
+    graph: str = Field(default="", description="hash of the graph; empty in a plan made by hand")
+    cluster: str = ""
+    mode: Literal["collocated", "disaggregated", "hybrid", "single"] = "collocated"
+    placement: Placement
+    nodes: dict[str, NodePlan] = {}
+    host: dict[str, int] = Field(default={}, description="host node → processes")
+    transports: dict[str, Literal["memory", "object_store"]] = {}
+    syncs: dict[str, SyncPlan] = {}
+    estimate: Estimate | None = None
+
+    def leaves(self) -> list[Leaf]:
+        """The device nodes in the order of the tree."""
+        return list(_leaves(self.placement))
+
+    def devices(self, node: str) -> tuple[int, ...]:
+        """The devices of a node; none for a host node."""
+        return next((leaf.devices for leaf in self.leaves() if leaf.node == node), ())
+
+    def settings(self, node: str) -> NodePlan:
+        """A device node's settings; the defaults where the plan gives none."""
+        return self.nodes.get(node, NodePlan())
+
+
+def dumps(plan: Plan) -> str:
+    """Diffable JSON."""
+    return plan.model_dump_json(indent=1, exclude_defaults=False) + "\n"
+
+
+def loads(text: str, file: str = "plan") -> Plan:
+    """Read a plan.
+
+    Raises:
+        CompileError: RG0601, one diagnostic for every field that is wrong.
+    """
+    try:
+        return Plan.model_validate_json(text)
+    except ValidationError as error:
+        found = [
+            Diagnostic("RG0601", f"{file}: {_path(e['loc'])}: {e['msg']}") for e in error.errors()
+        ]
+        raise fail("RG0601", f"{file} is no plan", notes=tuple(d.message for d in found)) from None
+
+
+def devices_of(placement: Placement) -> tuple[int, ...]:
+    """All devices below a part of the tree, in order and without repetition."""
+    return tuple(sorted({d for leaf in _leaves(placement) for d in leaf.devices}))
+
+
+def mode_of(placement: Placement) -> Literal["collocated", "disaggregated", "hybrid", "single"]:
+    """The word for a tree: what explain calls it."""
+    if isinstance(placement, Leaf):
+        return "single"
+    parts = placement.parts
+    if all(isinstance(part, Leaf) for part in parts):
+        return "collocated" if isinstance(placement, Turn) else "disaggregated"
+    return "hybrid"
+
+
+def _leaves(placement: Placement) -> Iterator[Leaf]:
+    if isinstance(placement, Leaf):
+        yield placement
+        return
+    for part in placement.parts:
+        yield from _leaves(part)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "the top level"

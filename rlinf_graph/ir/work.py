@@ -1,0 +1,91 @@
+"""What a node asks of the hardware, independent of any hardware.
+
+A node type's `work` function returns one of these for a given volume of data; the cost model
+turns it into seconds and bytes on a device, the lowering never looks at it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A distribution of sequence lengths in tokens: quantiles at equal steps of probability.
+
+    `origin` says where it comes from: `measured`, `declared`, or `declared default`.
+    """
+
+    quantiles: tuple[float, ...]
+    origin: str
+
+    @property
+    def mean(self) -> float:
+        """Tokens of the average sequence."""
+        return sum(self.quantiles) / len(self.quantiles)
+
+    @property
+    def longest(self) -> float:
+        """Tokens of the longest sequence that is counted on."""
+        return max(self.quantiles)
+
+    @classmethod
+    def fixed(cls, tokens: float, origin: str) -> Lengths:
+        """Every sequence has the same length."""
+        return cls((float(tokens),), origin)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """How much a node's output carries in one iteration: samples, and tokens of each."""
+
+    samples: int
+    lengths: Lengths
+    prompt_tokens: float = 0.0
+    group: int = 1
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of all samples."""
+        return self.samples * self.lengths.mean
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Sample `samples` responses to prompts of `prompt_tokens`, `group` of them to each prompt."""
+
+    samples: int
+    prompt_tokens: float
+    response: Lengths
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass over `samples` sequences, with the head named."""
+
+    samples: int
+    lengths: Lengths
+    head: str = "lm"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Forward and backward over `samples` sequences `epochs` times, `optimizer_steps` in all."""
+
+    samples: int
+    lengths: Lengths
+    epochs: int
+    optimizer_steps: int
+    head: str = "lm"
+
+
+@dataclass(frozen=True)
+class HostWork:
+    """Work of the processors: declared seconds of one core for each sample."""
+
+    samples: int
+    seconds_per_sample: float
+
+
+Work = Generate | Forward | Train | HostWork

@@ -1,0 +1,151 @@
+"""Sampling from a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.node import Call, node
+from rlinf_graph.ir.batches import Prompts, ProximalLogprobs, ReferenceLogprobs, Rollouts, Values
+from rlinf_graph.ir.diagnostic import Diagnostic
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.node_type import Port, Unit
+from rlinf_graph.ir.work import Forward, Generate, Lengths, Volume
+from rlinf_graph.nodes.engine import Sampling
+from rlinf_graph.nodes.execution import engine_of, execution, metric
+
+DEFAULT_SPREAD = (0.08, 0.14, 0.19, 0.24, 0.30, 0.37, 0.46, 0.60, 0.85, 1.0)
+"""Deciles of response length over the token limit where none are declared: mean 0.42, with a tail
+at the limit. An assumption, and printed as one."""
+
+
+def response_lengths(max_tokens: int, lengths: tuple[float, ...] | float | None) -> Lengths:
+    """The distribution to plan with: what the user declares, else an assumed one."""
+    if lengths is None:
+        return Lengths(tuple(max_tokens * q for q in DEFAULT_SPREAD), "declared default")
+    quantiles = lengths if isinstance(lengths, tuple) else (lengths,)
+    return Lengths(tuple(float(q) for q in quantiles), "declared")
+
+
+def _volume(call: Call) -> tuple[Volume, ...]:
+    prompts, samples = call.first, call.options["samples"]
+    response = response_lengths(call.options["max_tokens"], call.options["lengths"])
+    prompt = prompts.lengths.mean
+    whole = Lengths(tuple(prompt + q for q in response.quantiles), response.origin)
+    return (Volume(prompts.samples * samples, whole, prompt, samples),)
+
+
+def _work(call: Call) -> Generate:
+    prompts, samples = call.first, call.options["samples"]
+    response = response_lengths(call.options["max_tokens"], call.options["lengths"])
+    return Generate(prompts.samples * samples, prompts.lengths.mean, response, samples)
+
+
+def _check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
+    """The sampling options are in range."""
+    least = {"samples": 1, "max_tokens": 1, "temperature": 0.0}
+    for name, bound in least.items():
+        if node.option(name) < bound:
+            value = node.option(name)
+            message = f"`{name}` of `{node.name}` is {value}; it has to be at least {bound:g}"
+            yield Diagnostic("RG0104", message, node.span)
+    if not 0 < node.option("top_p") <= 1:
+        message = f"`top_p` of `{node.name}` is {node.option('top_p')}; it lies in (0, 1]"
+        yield Diagnostic("RG0104", message, node.span)
+
+
+@node(
+    unit=Unit.SAMPLE,
+    ports={"policy": Port.SERVED},
+    heads={"policy": ("lm",)},
+    volume=_volume,
+    work=_work,
+    check=_check,
+)
+def rollout(
+    policy: Model,
+    prompts: Prompts,
+    *,
+    samples: int = 1,
+    max_tokens: int = 512,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stop: tuple[str, ...] = (),
+    lengths: tuple[float, ...] | float | None = None,
+) -> Rollouts:
+    """Sample responses to prompts.
+
+    Args:
+        policy: its served port is read.
+        prompts: `n` of them.
+        samples: responses to each prompt; the result has `n * samples`, those of a prompt together.
+        max_tokens: at most that many tokens a response.
+        temperature: of the softmax; 0 is greedy.
+        top_p: smallest set of tokens with at least this probability; 1 keeps all.
+        stop: texts that end a response, besides the tokenizer's end token.
+        lengths: what to plan with: the response length in tokens, or its quantiles at equal steps
+            of probability. Does not change what is sampled.
+
+    The log-probabilities in the result are those of the distribution sampled from, after
+    temperature and truncation.
+    """
+    sampling = Sampling(samples, max_tokens, temperature, top_p, tuple(stop))
+    here = execution()
+    made = engine_of("policy", policy).generate(
+        prompts, sampling, here.key, here.versions.get("policy", 0)
+    )
+    metric("rollout/response_tokens", made.response_lengths)
+    metric("rollout/response_tokens_max", made.response_lengths, reduce="max")
+    metric("rollout/cut_off", 1.0 - made.finished.double())
+    return made
+
+
+def _forward(call: Call) -> Forward:
+    volume = call.volumes["rollouts"]
+    return Forward(volume.samples, volume.lengths)
+
+
+@node(label="logprobs", unit=Unit.SAMPLE, heads={"model": ("lm",)}, work=_forward)
+def reference_logprobs(model: Frozen, rollouts: Rollouts) -> ReferenceLogprobs:
+    """Log-probabilities of a frozen model, packed."""
+    values = engine_of("model", model).logprobs(rollouts)
+    return ReferenceLogprobs(
+        index=rollouts.index, group=rollouts.group, lengths=rollouts.lengths, values=values
+    )
+
+
+@node(
+    label="logprobs",
+    unit=Unit.SAMPLE,
+    ports={"model": Port.TRAINED},
+    heads={"model": ("lm",)},
+    work=_forward,
+)
+def proximal_logprobs(model: Model, rollouts: Rollouts) -> ProximalLogprobs:
+    """Log-probabilities of a model in training as it was when the iteration began, packed."""
+    values = engine_of("model", model).logprobs(rollouts)
+    return ProximalLogprobs(
+        index=rollouts.index, group=rollouts.group, lengths=rollouts.lengths, values=values
+    )
+
+
+def _values_volume(call: Call) -> tuple[Volume, ...]:
+    return (call.volumes["rollouts"],)
+
+
+@node(
+    unit=Unit.SAMPLE,
+    ports={"critic": Port.TRAINED},
+    heads={"critic": ("value",)},
+    volume=_values_volume,
+    work=_forward,
+)
+def values(critic: Model, rollouts: Rollouts) -> Values:
+    """State values: for each token that of the state it was chosen in, and one for the end."""
+    return Values(
+        index=rollouts.index,
+        group=rollouts.group,
+        lengths=rollouts.lengths,
+        values=engine_of("critic", critic).values(rollouts),
+        mask=rollouts.mask,
+    )
