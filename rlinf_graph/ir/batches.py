@@ -22,25 +22,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Prompts(TokenBatch, granularity=Granularity.SAMPLE):
-    """What a policy is asked.
+Prompt = str | list[dict[str, str]]
+"""Plain text, or chat messages with `role` and `content`."""
+
+
+class Prompts(Batch, granularity=Granularity.SAMPLE):
+    """What a policy is asked. The engine that answers tokenizes it.
 
     Attributes:
-        tokens: int64, packed.
-        texts: the prompt of each sample as text.
+        prompts: text or chat messages of each sample.
         columns: the other columns of its data set, by name; the expected answer is `truth`.
     """
 
-    tokens: Tensor = per_token()
-    texts: list[str] = objects()
+    prompts: list[Prompt] = objects()
     columns: list[dict[str, Any]] = objects()
 
 
-class Examples(TokenBatch, granularity=Granularity.SAMPLE):
-    """Demonstrations to learn from: prompt and completion.
+class Examples(Batch, granularity=Granularity.SAMPLE):
+    """Demonstrations to learn from, as text.
 
     Attributes:
-        tokens: int64, packed.
+        prompts: as in `Prompts`.
+        completions: what a model should answer.
+        columns: as in `Prompts`.
+    """
+
+    prompts: list[Prompt] = objects()
+    completions: list[str] = objects()
+    columns: list[dict[str, Any]] = objects()
+
+
+class TokenExamples(TokenBatch, granularity=Granularity.TOKEN):
+    """Demonstrations, tokenized for one model.
+
+    Attributes:
+        tokens: int64, packed: prompt, completion and end token.
         mask: bool, packed; true where the token belongs to the completion.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlinf_graph.ir.batches import Examples, Prompts, Rollouts
+from rlinf_graph.ir.batches import Prompt, Prompts, Rollouts, TokenExamples
 from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.graph import ModelDef
 
@@ -61,7 +61,7 @@ class TrainBatch:
         reference, proximal: log-probabilities, packed.
     """
 
-    samples: Rollouts | Examples
+    samples: Rollouts | TokenExamples
     advantages: Tensor | None = None
     returns: Tensor | None = None
     old_values: Tensor | None = None
@@ -128,8 +128,12 @@ class Engine(Protocol):
         """One number for each (prompt, response), `(n,)`; tokenized by this model's tokenizer."""
         ...
 
-    def tokenize(self, prompt: str | list[dict[str, str]]) -> list[int]:
+    def tokenize(self, prompt: Prompt) -> list[int]:
         """Tokens of a prompt; a list of messages goes through the chat template."""
+        ...
+
+    def tokenize_completion(self, text: str) -> list[int]:
+        """Tokens of an answer, with the end token."""
         ...
 
     def accumulate(self, batch: TrainBatch, loss: Loss, metrics: Metrics) -> float:
