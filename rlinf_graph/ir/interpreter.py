@@ -28,6 +28,7 @@ from rlinf_graph.ir.program import (
     Load,
     Offload,
     OptimizerStep,
+    Part,
     Position,
     Program,
     Publish,
@@ -35,6 +36,7 @@ from rlinf_graph.ir.program import (
     Release,
     Ring,
     Run,
+    Select,
     Send,
     WorkerGroup,
     unroll,
@@ -59,9 +61,7 @@ class Machine(Protocol):
         """Do what an instruction asks and return the seconds it took."""
         ...
 
-    def take(
-        self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]
-    ) -> None:
+    def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
         """Bind the named samples of an edge, all of which have been put, to a parameter."""
         ...
 
@@ -73,6 +73,10 @@ class Machine(Protocol):
         """Forget an iteration of an edge: every consumer is done with it."""
         ...
 
+    def finish(self, group: WorkerGroup, at: Position) -> None:
+        """A rank has carried out an iteration of its list."""
+        ...
+
 
 @dataclass
 class _Queue:
@@ -81,18 +85,29 @@ class _Queue:
     channel: Channel
     consumers: int
     arrived: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, Any])
-    freed: dict[int, int] = field(default_factory=lambda: defaultdict[int, int](int))
-    last_free: float = 0.0
+    freed_by: dict[int, int] = field(default_factory=lambda: defaultdict[int, int](int))
+    free_times: list[float] = field(default_factory=list[float])
+    opened: int = 0
+    free_at: float = 0.0
 
     def has_room(self, iteration: int) -> bool:
         """Whether samples of an iteration may be put."""
-        return iteration in self.arrived or len(self.arrived) < self.channel.capacity
+        held = self.opened - len(self.free_times)
+        return iteration in self.arrived or held < self.channel.capacity
 
-    def times(self, iteration: int) -> NDArray[np.float64]:
-        """Arrival times of an iteration's samples, to be read and written."""
-        if iteration not in self.arrived:
-            self.arrived[iteration] = np.full(self.channel.samples, np.nan)
-        return self.arrived[iteration]
+    def open(self, iteration: int) -> float:
+        """Begin an iteration unless it has begun; when its place became free."""
+        if iteration in self.arrived:
+            return 0.0
+        self.arrived[iteration] = np.full(self.channel.samples, np.nan)
+        self.opened += 1
+        before = self.opened - 1 - self.channel.capacity
+        return self.free_times[before] if before >= 0 else 0.0
+
+    def has(self, iteration: int, rows: NDArray[np.int64]) -> bool:
+        """Whether all of these samples have arrived."""
+        times = self.arrived.get(iteration)
+        return times is not None and not np.isnan(times[rows]).any()
 
 
 @dataclass
@@ -100,6 +115,7 @@ class _RingState:
     ring: Ring
     turn: int = 0
     released: int = 0
+    last_release: float = 0.0
     free_at: float = 0.0
 
 
@@ -113,13 +129,15 @@ class Interpreter:
         self.program, self.machine, self.seed, self.one_rank = program, machine, seed, one_rank
         self.events: list[Event] = []
         self.clock: dict[tuple[str, int], float] = defaultdict(float)
-        self._versions: dict[str, dict[int, float]] = defaultdict(lambda: {0: 0.0})
+        self.first = 0
+        self._versions: dict[str, dict[int, float]] = defaultdict(dict[int, float])
         self._queues = {c.edge: _Queue(c, self.ranks(c.target)) for c in program.channels}
         self._rings = {ring.name: _RingState(ring) for ring in program.rings}
         self._published: dict[str, int] = defaultdict(int)
         self._at_step: dict[str, list[float]] = defaultdict(list)
         self._steps_done: dict[str, int] = defaultdict(int)
         self._step_end: dict[str, float] = {}
+        self._done = 0
 
     def ranks(self, group: str) -> int:
         """How many processes stand for a group."""
@@ -131,6 +149,7 @@ class Interpreter:
         Raises:
             CompileError: RG0603, when nothing can go on, naming who waits for what.
         """
+        self.first = first
         waiting: dict[tuple[str, int], str] = {}
         processes = {
             (group.name, rank): self._process(group, rank, range(first, first + iterations))
@@ -140,10 +159,10 @@ class Interpreter:
         while processes:
             progress = False
             for key, process in list(processes.items()):
-                before = len(self.events), self._marks
+                before = self._done
                 try:
                     waiting[key] = next(process)
-                    progress |= before != (len(self.events), self._marks)
+                    progress |= before != self._done
                 except StopIteration:
                     del processes[key]
                     waiting.pop(key, None)
@@ -153,14 +172,13 @@ class Interpreter:
                 raise fail("RG0603", f"program `{self.program.name}` cannot go on", notes=notes)
         return self.events
 
-    _marks = 0
-
     def _process(self, group: WorkerGroup, rank: int, iterations: range) -> Process:
         for iteration in iterations:
             start = Position(iteration, rank)
             for instruction, at in unroll(group.body, start):
                 yield from self._step(group, instruction, at)
-                self._marks += 1
+                self._done += 1
+            self.machine.finish(group, start)
 
     def _step(self, group: WorkerGroup, instruction: Instruction, at: Position) -> Process:
         match instruction:
@@ -196,36 +214,29 @@ class Interpreter:
     def _recv(self, group: WorkerGroup, recv: Recv, at: Position) -> Process:
         queue = self._queues[recv.edge]
         rows = recv.select.rows(at, queue.channel.samples, self.ranks(group.name), self.seed)
-        while np.isnan(queue.times(at.iteration)[rows]).any() if queue.has_room(
-            at.iteration
-        ) else True:
+        while not queue.has(at.iteration, rows):
             yield f"samples of `{recv.edge}`, iteration {at.iteration}"
-        self._wait_until(group, at, float(queue.times(at.iteration)[rows].max(initial=0.0)))
+        self._wait_until(group, at, float(queue.arrived[at.iteration][rows].max(initial=0.0)))
         self.machine.take(group, recv, at, rows)
 
     def _send(self, group: WorkerGroup, send: Send, at: Position) -> Process:
         queue = self._queues[send.edge]
         while not queue.has_room(at.iteration):
             yield f"room in `{send.edge}`"
-        self._wait_until(group, at, queue.last_free if at.iteration not in queue.arrived else 0.0)
+        self._wait_until(group, at, queue.open(at.iteration))
         rows = self.machine.put(group, send, at)
         if rows is None:
-            rows = self._share(group, queue.channel.samples, at)
-        queue.times(at.iteration)[rows] = self.clock[group.name, at.rank]
-
-    def _share(self, group: WorkerGroup, total: int, at: Position) -> NDArray[np.int64]:
-        from rlinf_graph.ir.program import Part, Select
-
-        chunks = chunks_of(group)
-        return Select(Part.CHUNK, chunks).rows(at, total, self.ranks(group.name))
+            ranks = self.ranks(group.name)
+            rows = Select(Part.CHUNK, group.chunks).rows(at, queue.channel.samples, ranks)
+        queue.arrived[at.iteration][rows] = self.clock[group.name, at.rank]
 
     def _free(self, group: WorkerGroup, free: Free, at: Position) -> None:
         queue = self._queues[free.edge]
-        queue.freed[at.iteration] += 1
-        if queue.freed[at.iteration] == queue.consumers:
-            queue.arrived.pop(at.iteration, None)
-            del queue.freed[at.iteration]
-            queue.last_free = max(queue.last_free, self.clock[group.name, at.rank])
+        queue.freed_by[at.iteration] += 1
+        queue.free_at = max(queue.free_at, self.clock[group.name, at.rank])
+        if queue.freed_by[at.iteration] == queue.consumers:
+            del queue.arrived[at.iteration], queue.freed_by[at.iteration]
+            queue.free_times.append(queue.free_at)
             self.machine.drop(free.edge, at.iteration)
 
     def _acquire(self, group: WorkerGroup, acquire: Acquire, at: Position) -> Process:
@@ -238,11 +249,11 @@ class Interpreter:
         state = self._rings[release.turn]
         state.released += 1
         holders = state.ring.positions[release.position]
-        state.pending = max(getattr(state, "pending", 0.0), self.clock[group.name, at.rank])
+        state.last_release = max(state.last_release, self.clock[group.name, at.rank])
         if state.released == sum(self.ranks(name) for name in holders):
             state.turn = (state.turn + 1) % len(state.ring.positions)
             state.released = 0
-            state.free_at = max(state.free_at, state.pending)
+            state.free_at = max(state.free_at, state.last_release)
 
     def _publish(self, group: WorkerGroup, publish: Publish, at: Position) -> None:
         self._published[publish.model] += 1
@@ -252,16 +263,14 @@ class Interpreter:
             times[at.iteration + 1] = self.clock[group.name, at.rank]
 
     def _await(self, group: WorkerGroup, awaited: Await, at: Position) -> Process:
-        version = max(0, at.iteration - awaited.staleness)
+        version = max(self.first, awaited.version(at.iteration))
         versions = self._versions[awaited.model]
-        while version not in versions and version > min(versions, default=0):
+        while version > self.first and version not in versions:
             yield f"version {version} of `{awaited.model}`"
         self._wait_until(group, at, versions.get(version, 0.0))
         self._perform(group, awaited, at)
 
-    def _optimizer_step(
-        self, group: WorkerGroup, step: OptimizerStep, at: Position
-    ) -> Process:
+    def _optimizer_step(self, group: WorkerGroup, step: OptimizerStep, at: Position) -> Process:
         """All ranks meet; the slowest sets the time."""
         arrived, ranks = self._at_step[group.name], self.ranks(group.name)
         turn = self._steps_done[group.name]
@@ -278,19 +287,3 @@ class Interpreter:
     def _wait_until(self, group: WorkerGroup, at: Position, time: float) -> None:
         key = (group.name, at.rank)
         self.clock[key] = max(self.clock[key], time)
-
-
-def chunks_of(group: WorkerGroup) -> int:
-    """The parts in which a group emits its outputs in an iteration."""
-    return _chunks(group.body)
-
-
-def _chunks(body: tuple[Instruction, ...]) -> int:
-    from rlinf_graph.ir.program import Repeat, When
-
-    for instruction in body:
-        if isinstance(instruction, Repeat):
-            return instruction.count if instruction.axis == "chunk" else _chunks(instruction.body)
-        if isinstance(instruction, When):
-            return _chunks(instruction.body)
-    return 1

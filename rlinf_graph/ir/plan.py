@@ -178,7 +178,7 @@ class Plan(Form):
 
     def leaves(self) -> list[Leaf]:
         """The device nodes in the order of the tree."""
-        return list(_leaves(self.placement))
+        return list(leaves_of(self.placement))
 
     def devices(self, node: str) -> tuple[int, ...]:
         """The devices of a node; none for a host node."""
@@ -211,7 +211,7 @@ def loads(text: str, file: str = "plan") -> Plan:
 
 def devices_of(placement: Placement) -> tuple[int, ...]:
     """All devices below a part of the tree, in order and without repetition."""
-    return tuple(sorted({d for leaf in _leaves(placement) for d in leaf.devices}))
+    return tuple(sorted({d for leaf in leaves_of(placement) for d in leaf.devices}))
 
 
 def mode_of(placement: Placement) -> Literal["collocated", "disaggregated", "hybrid", "single"]:
@@ -224,12 +224,21 @@ def mode_of(placement: Placement) -> Literal["collocated", "disaggregated", "hyb
     return "hybrid"
 
 
-def _leaves(placement: Placement) -> Iterator[Leaf]:
+def leaves_of(placement: Placement) -> Iterator[Leaf]:
+    """The leaves below a part of the tree, in order."""
     if isinstance(placement, Leaf):
         yield placement
         return
     for part in placement.parts:
-        yield from _leaves(part)
+        yield from leaves_of(part)
+
+
+def inner_parts(placement: Placement) -> Iterator[Turn | Split]:
+    """The turns and splits of a tree, outer ones first."""
+    if not isinstance(placement, Leaf):
+        yield placement
+        for part in placement.parts:
+            yield from inner_parts(part)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -8,7 +8,7 @@ devices, micro-batches or iterations. `unroll` says what they mean in which orde
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -175,6 +175,11 @@ class Await:
     node: str
     staleness: int
     method: str
+    every: int = 1
+
+    def version(self, iteration: int) -> int:
+        """The version that an iteration reads: the newest delivered one that is old enough."""
+        return max(0, iteration - self.staleness) // self.every * self.every
 
 
 @dataclass(frozen=True)
@@ -221,10 +226,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Ring:
-    """Takes turns on devices: the groups of each position, in order.
-
-    `rounds` is how often a position has its turn in an iteration.
-    """
+    """Takes turns on devices: the groups of each position, in order, again and again."""
 
     name: str
     positions: tuple[tuple[str, ...], ...]
@@ -240,6 +242,11 @@ class WorkerGroup:
     devices: tuple[int, ...]
     body: tuple[Instruction, ...]
 
+    @property
+    def chunks(self) -> int:
+        """The parts in which the group takes and emits its stream in an iteration."""
+        return _chunks(self.body)
+
     def devices_of(self, rank: int) -> tuple[int, ...]:
         """The devices of one rank."""
         width = len(self.devices) // self.ranks
@@ -254,7 +261,6 @@ class Program:
     groups: tuple[WorkerGroup, ...]
     channels: tuple[Channel, ...]
     rings: tuple[Ring, ...] = ()
-    staleness: tuple[tuple[str, int], ...] = field(default=())
 
     def group(self, name: str) -> WorkerGroup:
         """The worker group of a node; KeyError when there is none."""
@@ -272,6 +278,15 @@ def unroll(body: tuple[Instruction, ...], at: Position) -> Iterator[tuple[Instru
                 yield from unroll(instruction.body, at)
         else:
             yield instruction, at
+
+
+def _chunks(body: tuple[Instruction, ...]) -> int:
+    for instruction in body:
+        if isinstance(instruction, Repeat):
+            return instruction.count if instruction.axis == "chunk" else 1
+        if isinstance(instruction, When):
+            return _chunks(instruction.body)
+    return 1
 
 
 def _along(at: Position, axis: Axis, index: int) -> Position:

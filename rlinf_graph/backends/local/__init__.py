@@ -1,0 +1,1 @@
+"""One process that carries out the instructions of all workers of any plan."""

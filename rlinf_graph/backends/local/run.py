@@ -1,0 +1,60 @@
+"""Run a program in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlinf_graph.backends.local.engines import Engines
+from rlinf_graph.backends.local.machine import LocalMachine
+from rlinf_graph.backends.record import IterationRecord, Recorder
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.interpreter import Interpreter
+from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.program import Program
+from rlinf_graph.ir.timeline import Event
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A finished run: its events, and its engines to save models from."""
+
+    events: list[Event]
+    engines: Engines
+
+    def save(self, model: str, path: Path) -> None:
+        """Write a trained model as a folder that transformers loads."""
+        self.engines.save(model, path)
+
+
+def run(
+    program: Program,
+    graph: Graph,
+    plan: Plan,
+    cluster: Cluster,
+    *,
+    iterations: int,
+    seed: int = 0,
+    report: Callable[[IterationRecord], None] = lambda _record: None,
+) -> LocalRun:
+    """Interpret a program, all its workers in turn.
+
+    Args:
+        program: of `graph` and `plan`.
+        graph: after the passes.
+        plan: checked.
+        cluster: says what the devices are.
+        iterations: how many.
+        seed: of every random draw.
+        report: called with each finished iteration.
+
+    Raises:
+        CompileError: with the cause, when a node fails.
+    """
+    engines = Engines(graph, plan, program, cluster, seed)
+    recorder = Recorder(sum(group.ranks for group in program.groups), report)
+    machine = LocalMachine(graph, engines, recorder, seed)
+    events = Interpreter(program, machine, seed=seed).run(iterations)
+    return LocalRun(events, engines)

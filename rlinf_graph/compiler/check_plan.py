@@ -1,0 +1,201 @@
+"""What must hold of a plan before it is lowered, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import networkx as nx
+
+from rlinf_graph.compiler.lower import is_host
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
+from rlinf_graph.ir.flow import find_cycle
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.plan import (
+    Plan,
+    SyncPlan,
+    Turn,
+    devices_of,
+    inner_parts,
+    leaves_of,
+    show_devices,
+)
+
+Rule = Callable[[Graph, Plan, Cluster], Iterator[Diagnostic]]
+
+
+def check_plan(graph: Graph, plan: Plan, cluster: Cluster) -> Plan:
+    """Return the plan when it can be lowered for this graph and cluster.
+
+    Raises:
+        CompileError: with everything that is wrong.
+    """
+    found = [d for rule in BELONGING for d in rule(graph, plan, cluster)]
+    raise_errors(found)
+    found += [d for rule in FITTING for d in rule(graph, plan, cluster)]
+    raise_errors(found)
+    return plan
+
+
+def made_for_this_graph(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """The graph has not changed since the plan was made."""
+    if plan.graph and plan.graph != graph.digest:
+        yield Diagnostic(
+            "RG0602",
+            f"the plan was made for another version of `{graph.name}`",
+            graph.span,
+            notes=(f"the plan names graph {plan.graph}, this one is {graph.digest}",),
+            help=("compile again, or empty the plan's `graph` to run it all the same",),
+        )
+
+
+def every_node_has_a_place(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """Each device node stands once in the placement, and nothing else does."""
+    placed = Counter(leaf.node for leaf in plan.leaves())
+    for node in device_nodes(graph):
+        if placed[node.name] != 1:
+            count = "no place" if not placed[node.name] else f"{placed[node.name]} places"
+            yield Diagnostic("RG0602", f"`{node.name}` has {count} in the plan", node.span)
+    names = {node.name for node in device_nodes(graph)}
+    for name in [*placed, *plan.nodes]:
+        if name not in names:
+            yield Diagnostic(
+                "RG0602", f"the plan places `{name}`, which is no device node of `{graph.name}`",
+                help=(suggest(name, names),),
+            )  # fmt: skip
+
+
+def devices_exist(graph: Graph, plan: Plan, cluster: Cluster) -> Iterator[Diagnostic]:
+    """No node is on a device that the cluster does not have."""
+    for leaf in plan.leaves():
+        if not leaf.devices or max(leaf.devices) >= cluster.size:
+            yield Diagnostic(
+                "RG0402",
+                f"`{leaf.node}` is on devices {show_devices(leaf.devices) or 'none'}, "
+                f"{cluster.name} has {cluster.size} (0-{cluster.size - 1})",
+                graph.node(leaf.node).span,
+            )
+
+
+def parts_are_disjoint(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """What runs side by side shares no device."""
+    for part in inner_parts(plan.placement):
+        if isinstance(part, Turn):
+            continue
+        seen: dict[int, str] = {}
+        for branch in part.parts:
+            names = ", ".join(leaf.node for leaf in leaves_of(branch))
+            for device in devices_of(branch):
+                if device in seen:
+                    message = f"device {device} is given to `{seen[device]}` and `{names}` at once"
+                    yield Diagnostic("RG0602", message, graph.span)
+                seen[device] = names
+
+
+def layouts_fill_their_devices(graph: Graph, plan: Plan, cluster: Cluster) -> Iterator[Diagnostic]:
+    """Degrees multiply to the number of devices, and tensor parallelism stays in a machine."""
+    for leaf in plan.leaves():
+        parallel, span = plan.settings(leaf.node).parallel, graph.node(leaf.node).span
+        if parallel.devices != len(leaf.devices):
+            yield Diagnostic(
+                "RG0602",
+                f"`{leaf.node}` is laid out for {parallel.devices} devices "
+                f"and has {len(leaf.devices)} ({show_devices(leaf.devices)})",
+                span,
+            )
+            continue
+        for start in range(0, len(leaf.devices), parallel.tp):
+            block = leaf.devices[start : start + parallel.tp]
+            if len({cluster.machine_of(device) for device in block}) > 1:
+                message = f"tp {parallel.tp} of `{leaf.node}` straddles machines"
+                note = f"devices {show_devices(block)} are in different machines"
+                yield Diagnostic("RG0406", message, span, notes=(note,))
+
+
+def sizes_divide(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """Every rank of every micro-batch gets the same number of samples, groups whole."""
+    for node in device_nodes(graph):
+        settings = plan.settings(node.name)
+        ranks, edge = settings.parallel.dp, node.inputs[0]
+        volume = graph.node(edge.source.node).volume[edge.source.output]
+        if node.role is Role.TRAIN:
+            size = node.option("minibatch") or volume.samples
+            parts, what = ranks * (settings.micro_batch or 1), f"minibatch of {size} samples"
+            cut = f"dp {ranks} × micro-batch {settings.micro_batch or 1}"
+        else:
+            size, parts = volume.samples // volume.group, ranks * settings.chunks
+            what = f"{size} {'groups' if volume.group > 1 else 'samples'}"
+            cut = f"{settings.chunks} chunks × dp {ranks}"
+        if size % parts:
+            message = f"{cut} of `{node.name}` do not divide its {what}"
+            yield Diagnostic("RG0403", message, node.span)
+
+
+def turns_follow_the_flow(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """Nobody waits, inside an iteration, for a node whose turn comes later."""
+    order: nx.DiGraph[str] = graph.flow.copy()
+    for part in inner_parts(plan.placement):
+        if isinstance(part, Turn):
+            for before, after in zip(part.parts, part.parts[1:], strict=False):
+                order.add_edges_from(
+                    (a.node, b.node) for a in leaves_of(before) for b in leaves_of(after)
+                )
+    if cycle := find_cycle(order):
+        yield Diagnostic(
+            "RG0602",
+            f"the turns of the plan wait for each other: {' → '.join([*cycle, cycle[0]])}",
+            graph.node(cycle[0]).span,
+            help=("order the parts of the turn as the data flows",),
+        )
+
+
+def staleness_is_allowed(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """The plan's staleness is at most the pipeline's bound."""
+    for node in graph.with_role(Role.SYNC):
+        sync = plan.syncs.get(node.name, SyncPlan())
+        total, bound = sync.staleness + node.option("every") - 1, node.option("max_staleness")
+        if total > bound:
+            yield Diagnostic(
+                "RG0302",
+                f"the plan lets samples of `{node.model}` be {total} iterations old, "
+                f"{bound} allowed",
+                node.span,
+            )
+
+
+def micro_batch_turns_match(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """Nodes that take turns once a micro-batch have the same number of them."""
+    for part in inner_parts(plan.placement):
+        if isinstance(part, Turn) and part.per == "micro_batch":
+            counts = {leaf.node: _rounds(graph, plan, leaf.node) for leaf in leaves_of(part)}
+            if len(set(counts.values())) > 1:
+                shown = ", ".join(f"`{name}` {count}" for name, count in counts.items())
+                message = "nodes that take turns once a micro-batch differ in their number"
+                yield Diagnostic("RG0602", message, graph.span, notes=(shown,))
+
+
+BELONGING: tuple[Rule, ...] = (made_for_this_graph, every_node_has_a_place, devices_exist)
+FITTING: tuple[Rule, ...] = (
+    parts_are_disjoint,
+    layouts_fill_their_devices,
+    sizes_divide,
+    turns_follow_the_flow,
+    staleness_is_allowed,
+    micro_batch_turns_match,
+)
+
+
+def device_nodes(graph: Graph) -> list[Node]:
+    """The nodes that a plan places."""
+    return [n for n in graph.nodes if not is_host(n) and n.role is not Role.SYNC]
+
+
+def _rounds(graph: Graph, plan: Plan, name: str) -> int:
+    node = graph.node(name)
+    if node.role is not Role.TRAIN:
+        return plan.settings(name).chunks
+    source = node.inputs[0].source
+    samples = graph.node(source.node).volume[source.output].samples
+    return samples // (node.option("minibatch") or samples) * node.option("epochs")

@@ -1,0 +1,219 @@
+"""Graph and plan to program. Pure: no cost, no choice, nothing that runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlinf_graph.dsl.node import definitions
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.node_type import Place, Port, Role, Unit
+from rlinf_graph.ir.plan import Leaf, Placement, Plan, SyncPlan, Turn, devices_of, leaves_of
+from rlinf_graph.ir.program import (
+    Accumulate,
+    Acquire,
+    Advance,
+    Await,
+    Channel,
+    Free,
+    Instruction,
+    Load,
+    Offload,
+    OptimizerStep,
+    Part,
+    Program,
+    Publish,
+    Recv,
+    Release,
+    Repeat,
+    Ring,
+    Run,
+    Select,
+    Send,
+    When,
+    WorkerGroup,
+)
+
+
+@dataclass(frozen=True)
+class _Hold:
+    """A ring that a node takes part in, at a position."""
+
+    ring: str
+    position: int
+    per: Literal["iteration", "micro_batch"]
+
+
+def lower(graph: Graph, plan: Plan) -> Program:
+    """The program of a checked plan.
+
+    Args:
+        graph: after the passes: its volumes are known.
+        plan: as verified by `check_plan`.
+    """
+    rings, holds = _rings(plan.placement)
+    lag = max((sync.staleness for sync in plan.syncs.values()), default=0)
+    lowering = _Lowering(graph, plan, holds)
+    return Program(
+        name=graph.name,
+        groups=tuple(lowering.group(n) for n in graph.nodes if n.role is not Role.SYNC),
+        channels=tuple(_channels(graph, capacity=lag + 1)),
+        rings=tuple(rings),
+    )
+
+
+def is_host(node: Node) -> bool:
+    """Whether a node works beside the devices."""
+    return definitions[node.type].type.place is Place.HOST
+
+
+def host_chunks(graph: Graph, plan: Plan, node: Node) -> int:
+    """The parts in which a host node takes its stream: as its producers emit it."""
+    if node.unit is Unit.BATCH or node.role is Role.SOURCE:
+        return 1
+    producers = {graph.node(edge.source.node).name for edge in node.inputs}
+    return max((chunks_of(graph, plan, graph.node(p)) for p in sorted(producers)), default=1)
+
+
+def chunks_of(graph: Graph, plan: Plan, node: Node) -> int:
+    """The parts in which any node emits."""
+    return host_chunks(graph, plan, node) if is_host(node) else plan.settings(node.name).chunks
+
+
+def cadence(graph: Graph, node: Node) -> int:
+    """In every how many iterations a node runs; a source runs as often as its readers."""
+    if node.role is Role.EVALUATE:
+        return node.option("every") or 1
+    readers = [graph.node(edge.target) for edge in graph.out_of(node.name)]
+    if node.role is Role.SOURCE and readers:
+        return min(cadence(graph, reader) for reader in readers)
+    return 1
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    graph: Graph
+    plan: Plan
+    holds: dict[str, list[_Hold]]
+
+    def group(self, node: Node) -> WorkerGroup:
+        host = is_host(node)
+        body = self._train(node) if node.role is Role.TRAIN else self._compute(node)
+        return WorkerGroup(
+            name=node.name,
+            ranks=1 if host else self.plan.settings(node.name).parallel.dp,
+            devices=() if host else self.plan.devices(node.name),
+            body=self._whole(node, body),
+        )
+
+    def _compute(self, node: Node) -> tuple[Instruction, ...]:
+        edges = self.graph.into(node.name)
+        chunks = chunks_of(self.graph, self.plan, node)
+        streams = node.unit is not Unit.BATCH and bool(edges)
+        select = Select(Part.CHUNK, chunks) if streams else Select(Part.ALL)
+        samples = node.volume[0].samples if node.volume else self._samples(node)
+        inner = (
+            *(Advance(node.name) for _ in [0] if node.role is Role.SOURCE),
+            *(Recv(edge.name, edge.param, select) for edge in edges),
+            Run(node.name, samples // chunks),
+            *(Send(e.name, e.source.output, e.source.field) for e in self.graph.out_of(node.name)),
+        )
+        held = self._held(node, "micro_batch", inner)
+        loop: tuple[Instruction, ...] = (Repeat("chunk", chunks, held),) if streams else held
+        return (*self._awaits(node), *loop, *(Free(edge.name) for edge in edges))
+
+    def _train(self, node: Node) -> tuple[Instruction, ...]:
+        edges = self.graph.into(node.name)
+        settings, samples = self.plan.settings(node.name), self._samples(node)
+        minibatch = node.option("minibatch") or samples
+        width = settings.parallel.dp * (settings.micro_batch or minibatch // settings.parallel.dp)
+        select = Select(
+            Part.MINIBATCH, samples // minibatch, minibatch // width, node.option("epochs") > 1
+        )
+        micro = (
+            *(Recv(edge.name, edge.param, select) for edge in edges),
+            Accumulate(node.name, width),
+        )
+        step = (
+            Repeat("micro_batch", select.micro_batches, micro),
+            OptimizerStep(node.name),
+        )
+        minibatches = Repeat("minibatch", select.count, self._held(node, "micro_batch", step))
+        return (
+            Repeat("epoch", node.option("epochs"), (minibatches,)),
+            *(Free(edge.name) for edge in edges),
+            Publish(node.models[0].model, node.name),
+        )
+
+    def _whole(self, node: Node, body: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
+        """The body with what happens around it once an iteration."""
+        if not is_host(node) and not self.plan.settings(node.name).resident:
+            body = (Load(node.name), *body, Offload(node.name))
+        every = cadence(self.graph, node)
+        body = (When(every, body),) if every > 1 else body
+        return self._held(node, "iteration", body)
+
+    def _held(self, node: Node, per: str, body: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
+        """The body between the rings that are taken once per iteration, or per micro-batch."""
+        holds = [hold for hold in self.holds.get(node.name, []) if hold.per == per]
+        return (
+            *(Acquire(hold.ring, hold.position) for hold in holds),
+            *body,
+            *(Release(hold.ring, hold.position) for hold in reversed(holds)),
+        )
+
+    def _awaits(self, node: Node) -> list[Instruction]:
+        """A reader of a trained model takes over the version it is due."""
+        trainers, syncs = self.graph.trainers(), self.graph.syncs()
+        awaits: list[Instruction] = []
+        for use in node.models:
+            if use.model not in trainers or use.port is Port.FROZEN:
+                continue
+            if use.port is Port.TRAINED:
+                awaits.append(Await(use.model, node.name, 0, "copy"))
+            elif use.model in syncs:
+                sync = self.plan.syncs.get(syncs[use.model].name, SyncPlan())
+                every = syncs[use.model].option("every")
+                awaits.append(Await(use.model, node.name, sync.staleness, sync.method, every))
+        return awaits
+
+    def _samples(self, node: Node) -> int:
+        source = node.inputs[0].source
+        return self.graph.node(source.node).volume[source.output].samples
+
+
+def _channels(graph: Graph, capacity: int) -> list[Channel]:
+    return [
+        Channel(
+            edge=edge.name,
+            source=edge.source,
+            target=edge.target,
+            param=edge.param,
+            samples=graph.node(edge.source.node).volume[edge.source.output].samples,
+            capacity=capacity,
+        )
+        for edge in graph.edges
+        if edge.type != "Weights"
+    ]
+
+
+def _rings(placement: Placement) -> tuple[list[Ring], dict[str, list[_Hold]]]:
+    """One ring for each `turn` of the tree; outer rings first in every node's list."""
+    rings: list[Ring] = []
+    holds: dict[str, list[_Hold]] = {}
+
+    def visit(part: Placement) -> None:
+        if isinstance(part, Leaf):
+            return
+        if isinstance(part, Turn):
+            name = f"turn {len(rings) + 1}"
+            positions = [tuple(leaf.node for leaf in leaves_of(p)) for p in part.parts]
+            rings.append(Ring(name, tuple(positions), devices_of(part)))
+            for position, names in enumerate(positions):
+                for node in names:
+                    holds.setdefault(node, []).append(_Hold(name, position, part.per))
+        for inner in part.parts:
+            visit(inner)
+
+    visit(placement)
+    return rings, holds

@@ -1,0 +1,118 @@
+"""Weights reach those who read them, and samples are no staler than allowed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.node_type import Port, Role
+
+
+def check_weights(graph: Graph) -> Graph:
+    """Return the graph unchanged.
+
+    Raises:
+        CompileError: for a trained model that is read and never synced, a bound that is none, and
+            training on stale samples without correcting for it.
+    """
+    rules = (_one_trainer, _trained_models_are_synced, _syncs_fit, _bounds_hold, _mismatch)
+    raise_errors([d for rule in rules for d in rule(graph)])
+    return graph
+
+
+def _one_trainer(graph: Graph) -> Iterator[Diagnostic]:
+    counts = Counter(n.model for n in graph.with_role(Role.TRAIN))
+    for node in graph.with_role(Role.TRAIN):
+        if counts[node.model] > 1 and graph.trainers()[node.model or ""] is node:
+            yield Diagnostic(
+                "RG0304",
+                f"`{node.model}` is trained by {counts[node.model]} nodes of one iteration",
+                node.span,
+                help=("add the losses up in one rl.train",),
+            )
+
+
+def _trained_models_are_synced(graph: Graph) -> Iterator[Diagnostic]:
+    for model, trainer in graph.trainers().items():
+        readers = [
+            n for n in graph.nodes
+            if any(u.model == model and u.port is Port.SERVED for u in n.models)
+            and n.role is not Role.SYNC
+        ]  # fmt: skip
+        if readers and model not in graph.syncs():
+            yield Diagnostic(
+                "RG0301",
+                f"`{model}` is trained but never synced: `{readers[0].name}` would go on "
+                "sampling with the first weights",
+                trainer.span,
+                label=f"trains `{model}`",
+                notes=(f"`{readers[0].name}` reads it at {readers[0].span}",),
+                help=(f"rl.sync(<what this call returns>, into={model})",),
+            )
+
+
+def _syncs_fit(graph: Graph) -> Iterator[Diagnostic]:
+    for node in graph.with_role(Role.SYNC):
+        source = graph.node(node.inputs[0].source.node)
+        if source.model != node.model:
+            yield Diagnostic(
+                "RG0304",
+                f"weights of `{source.model}` are synced into `{node.model}`",
+                node.span,
+                notes=(f"the weights come from `{source.name}` at {source.span}",),
+                help=(f"into={source.model}",),
+            )
+
+
+def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
+    for node in graph.with_role(Role.SYNC):
+        bound, every = node.option("max_staleness"), node.option("every")
+        if not isinstance(bound, int) or bound < 0:
+            yield Diagnostic(
+                "RG0302",
+                f"staleness of `{node.model}` has no bound",
+                node.span,
+                label=f"max_staleness={bound}",
+                notes=("without a bound the rollout may run ahead of training for ever",),
+                help=("max_staleness=1 lets rollout and training overlap by one iteration",),
+            )
+        elif not isinstance(every, int) or every < 1:
+            message = f"`every` of `{node.name}` is {every}; it has to be at least 1"
+            yield Diagnostic("RG0104", message, node.span)
+        elif every - 1 > bound:
+            yield Diagnostic(
+                "RG0302",
+                f"weights of `{node.model}` delivered every {every} iterations are up to "
+                f"{every - 1} iterations old, {bound} allowed",
+                node.span,
+                help=(f"max_staleness={every - 1}, or every={bound + 1}",),
+            )
+        elif bound > 0:
+            yield from _uncorrected(graph, node, f"samples may be {bound} iterations old")
+
+
+def _mismatch(graph: Graph) -> Iterator[Diagnostic]:
+    """Another engine's probabilities are not those that the trainer computes."""
+    for model, node in graph.syncs().items():
+        engines = dict(graph.model(model).engines)
+        pair = engines.get("rollout"), engines.get("train")
+        if all(pair) and pair[0] != pair[1] and node.option("max_staleness") == 0:
+            yield from _uncorrected(graph, node, f"{pair[0]} samples and {pair[1]} trains")
+
+
+def _uncorrected(graph: Graph, sync: Node, why: str) -> Iterator[Diagnostic]:
+    trainer = graph.trainers().get(sync.model or "")
+    loss = trainer.option("loss") if trainer else None
+    if trainer is None or getattr(loss, "corrects_staleness", True):
+        return
+    yield Diagnostic(
+        "RG0303",
+        f"`{trainer.name}` ignores the behaviour log-probabilities, and {why}",
+        trainer.span,
+        label=f"{type(loss).__name__}(old={getattr(loss, 'old', None)!r})",
+        notes=(f"the bound stands at {sync.span}",),
+        help=('old="behaviour" in the loss weighs each token by how much its probability changed',
+              "max_staleness=0 in rl.sync"),
+    )  # fmt: skip

@@ -1,0 +1,36 @@
+"""Drop what nothing reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.node_type import Role
+
+
+def prune_unread(graph: Graph) -> Graph:
+    """Drop nodes that only produce batches which no other node takes, and unused models."""
+    nodes = _without_unused_inputs(graph.nodes)
+    while True:
+        read = {edge.source.node for node in nodes for edge in node.inputs}
+        kept = tuple(node for node in nodes if node.name in read or _acts(node))
+        if len(kept) == len(nodes):
+            break
+        nodes = kept
+    used = {use.model for node in nodes for use in node.models}
+    return replace(graph, nodes=nodes, models=tuple(m for m in graph.models if m.name in used))
+
+
+def _without_unused_inputs(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """A loss without a KL term does not read the reference: the edge goes."""
+    return tuple(_trim(node) if node.role is Role.TRAIN else node for node in nodes)
+
+
+def _trim(node: Node) -> Node:
+    unread: tuple[str, ...] = getattr(node.option("loss"), "unread", tuple)()
+    return replace(node, inputs=tuple(i for i in node.inputs if i.param not in unread))
+
+
+def _acts(node: Node) -> bool:
+    """Whether the node does more than hand on batches."""
+    return node.role in (Role.TRAIN, Role.SYNC, Role.EVALUATE) or not node.outputs

@@ -1,0 +1,29 @@
+"""Order and cycles of a flow of named nodes: networkx behind precise types."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import networkx as nx
+
+from rlinf_graph.ir.graph import Graph, Node
+
+
+def find_cycle(flow: nx.DiGraph[str]) -> list[str]:
+    """The names along one cycle; empty when there is none."""
+    try:
+        edges = cast("Any", nx).find_cycle(flow)
+    except nx.NetworkXNoCycle:
+        return []
+    return [str(edge[0]) for edge in edges]
+
+
+def in_order(graph: Graph) -> list[Node]:
+    """The nodes so that producers come first, otherwise as declared."""
+    position = {node.name: i for i, node in enumerate(graph.nodes)}
+
+    def rank(name: str) -> int:
+        return position[name]
+
+    order = cast("Any", nx).lexicographical_topological_sort(graph.flow, key=rank)
+    return [graph.node(str(name)) for name in order]
