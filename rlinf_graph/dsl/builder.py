@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,7 +15,7 @@ from rlinf_graph.ir.batch import Carried, Pending, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, suggest
 from rlinf_graph.ir.graph import Input, ModelDef, ModelUse, Node
 from rlinf_graph.ir.node_type import InputSpec, ModelSpec, OptionSpec, Port, Role
-from rlinf_graph.ir.span import Span
+from rlinf_graph.ir.span import Span, caller
 from rlinf_graph.ir.value import freeze, to_json
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _PACKAGE = str(Path(rlinf_graph.__file__).parent)
 
 def user_frame() -> FrameType:
     """The innermost frame outside this package."""
-    frame = sys._getframe(1)
+    frame = caller()
     while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
         frame = frame.f_back
     return frame
@@ -46,7 +45,10 @@ class Builder:
         self._outer_names = outer_names
 
     def add(
-        self, definition: NodeDefinition, arguments: inspect.BoundArguments, given: Mapping[str, Any]
+        self,
+        definition: NodeDefinition,
+        arguments: inspect.BoundArguments,
+        given: Mapping[str, Any],
     ) -> Any:
         """Record a call and return its symbolic outputs.
 
@@ -151,10 +153,10 @@ def misuse(definition: NodeDefinition, error: TypeError, wrong: str | None) -> D
     """The diagnostic for a call that does not match a node's signature."""
     kind = definition.type
     known = [s.name for s in (*kind.inputs, *kind.models, *kind.options)]
-    syncs = kind.role is Role.SYNC
+    usage = ("rl.sync(weights, into=model)",) if kind.role is Role.SYNC else ()
     return Diagnostic(
         "RG0104",
         f"`{definition.label}`: {error}",
         Span.of_frame(user_frame()),
-        help=(suggest(wrong, known),) if wrong else (("rl.sync(weights, into=model)",) if syncs else ()),
+        help=(suggest(wrong, known),) if wrong else usage,
     )

@@ -9,7 +9,13 @@ from rlinf_graph.ir.node_type import Place, Port, Role, Unit
 
 
 @node(role=Role.SYNC, place=Place.DEVICE, unit=Unit.BATCH, ports={"into": Port.SERVED})
-def sync(weights: Weights, *, into: Model, max_staleness: int | None = 0, every: int = 1) -> None:
+def sync(
+    weights: Weights,  # noqa: ARG001  the signature is the contract; the compiler carries it out
+    *,
+    into: Model,  # noqa: ARG001  likewise
+    max_staleness: int | None = 0,  # noqa: ARG001  likewise
+    every: int = 1,  # noqa: ARG001  likewise
+) -> None:
     """Deliver trained weights to those who sample with the model.
 
     Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlinf_graph.ir.span import Span
+from rlinf_graph.ir.span import Span, caller
 
 Head = Literal["lm", "value", "score"]
 
@@ -38,7 +37,7 @@ class Model:
 
     def __post_init__(self) -> None:
         """Remember where the model was declared."""
-        object.__setattr__(self, "span", Span.of_frame(sys._getframe(2)))
+        object.__setattr__(self, "span", Span.of_frame(caller(2)))
 
     def frozen(self) -> Frozen:
         """This model with the weights it had when the run began, such as a KL reference."""

@@ -129,11 +129,11 @@ def _define(target: Any, settings: Mapping[str, Any]) -> Any:
     signature = _signature(target)
     definition = _definition(target.__name__, target, list(signature.parameters.values()),
                              signature.return_annotation, settings)  # fmt: skip
-    return _recording(target, definition, signature, lambda _self: {})
+    return _recording(target, definition, signature, _no_options)
 
 
 def _define_class(cls: type, settings: Mapping[str, Any]) -> type:
-    made = dataclasses.dataclass(frozen=True)(cls)
+    made = cast("Any", dataclasses.dataclass(frozen=True)(cls))
     signature = _signature(made.__call__)
     options = list(_signature(made.__init__).parameters.values())[1:]
     inputs = list(signature.parameters.values())[1:]
@@ -145,7 +145,7 @@ def _define_class(cls: type, settings: Mapping[str, Any]) -> type:
         signature.return_annotation, {**settings, "options": [o.name for o in options]},
     )  # fmt: skip
     given = functools.partial(_fields, made)
-    made.__call__ = _recording(made.__call__, definition, signature, given)  # type: ignore[method-assign]
+    made.__call__ = _recording(made.__call__, definition, signature, given)
     return made
 
 
@@ -168,6 +168,10 @@ def _class_work(cls: Any) -> Callable[[Call], Work]:
     return lambda call: cls(**call.options).work(**call.volumes)
 
 
+def _no_options(_instance: Any) -> dict[str, Any]:
+    return {}
+
+
 def _recording(
     run: Callable[..., Any],
     definition: NodeDefinition,
@@ -187,10 +191,10 @@ def _recording(
         except TypeError as error:
             wrong = next((k for k in kwargs if k not in signature.parameters), None)
             raise CompileError([*builder.diagnostics, misuse(definition, error, wrong)]) from None
-        own = given(bound.arguments.pop("self")) if method else {}
+        own = given(bound.arguments.pop("self") if method else None)
         return builder.add(definition, bound, own)
 
-    call.definition = definition  # type: ignore[attr-defined]
+    cast("Any", call).definition = definition
     return call
 
 
@@ -201,7 +205,8 @@ def _definition(
     returns: Any,
     settings: Mapping[str, Any],
 ) -> NodeDefinition:
-    ports, heads = settings.get("ports") or {}, settings.get("heads") or {}
+    ports: Mapping[str, Port] = settings.get("ports") or {}
+    heads: Mapping[str, tuple[str, ...]] = settings.get("heads") or {}
     inputs: list[InputSpec] = []
     models: list[ModelSpec] = []
     options: list[OptionSpec] = []
@@ -291,5 +296,3 @@ def _outputs(name: str, returns: Any) -> tuple[str, ...]:
             help=("return a batch type (or a tuple of them, or None), and annotate it",),
         )
     return tuple(cast("type[Carried]", kind).__name__ for kind in made)
-
-

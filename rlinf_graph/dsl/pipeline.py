@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, overload
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rlinf_graph.dsl.builder import Builder, building
 from rlinf_graph.ir.diagnostic import CompileError, fail, suggest
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.span import Span
+from rlinf_graph.ir.span import Span, caller
 from rlinf_graph.ir.value import freeze
 
 
@@ -41,7 +40,7 @@ class Pipeline:
         raise fail(
             "RG0108",
             f"pipeline `{self.name}` was called",
-            Span.of_frame(sys._getframe(1)),
+            Span.of_frame(caller()),
             help=("rlinf-graph compile FILE, or rl.run(pipeline, ...)",),
         )
 
@@ -82,7 +81,8 @@ class Pipeline:
         for name in given:
             if name not in signature.parameters:
                 message = f"pipeline `{self.name}` has no parameter `{name}`"
-                raise fail("RG0107", message, self.span, help=(suggest(name, signature.parameters),))
+                known = suggest(name, signature.parameters)
+                raise fail("RG0107", message, self.span, help=(known,))
         for name, parameter in signature.parameters.items():
             if bound[name] is inspect.Parameter.empty:
                 message = f"pipeline `{self.name}` needs a value for `{name}`"

@@ -8,7 +8,6 @@ samples one after another without padding; `objects()` fields are lists of `n` P
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, dataclass_transform
 
 from rlinf_graph.ir.diagnostic import fail
-from rlinf_graph.ir.span import Span
+from rlinf_graph.ir.span import Span, caller
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +59,12 @@ def objects() -> Any:
     return dataclasses.field(metadata={"axis": "object"})
 
 
+@dataclass_transform(
+    kw_only_default=True,
+    frozen_default=True,
+    eq_default=False,
+    field_specifiers=(per_sample, per_token, objects),
+)
 class Carried:
     """Anything an edge can carry. Instances without values are symbols of a pipeline."""
 
@@ -85,14 +90,16 @@ class Carried:
         """The source of a symbol; None for a batch of values."""
         return self.__dict__.get("_source")
 
-    def __getattr__(self, name: str) -> Any:
-        """A symbol's field: a typed projection, or a value that is pending."""
-        source = cast("Source | None", self.__dict__.get("_source"))
-        if source is None or name not in {f.name for f in dataclasses.fields(cast("Any", self))}:
-            raise AttributeError(f"{type(self).__name__} has no field `{name}`")
-        deeper = Source(source.node, source.output, (*source.field, name))
-        carried = self.field_types().get(name)
-        return carried.symbol(deeper) if carried else Pending(f"{type(self).__name__}.{name}")
+    if not TYPE_CHECKING:  # a checker knows the fields, and reports any other name
+
+        def __getattr__(self, name: str) -> Any:
+            """A symbol's field: a typed projection, or a value that is pending."""
+            source = cast("Source | None", self.__dict__.get("_source"))
+            if source is None or name not in {f.name for f in dataclasses.fields(self)}:
+                raise AttributeError(f"{type(self).__name__} has no field `{name}`")
+            deeper = Source(source.node, source.output, (*source.field, name))
+            carried = self.field_types().get(name)
+            return carried.symbol(deeper) if carried else Pending(f"{type(self).__name__}.{name}")
 
     @classmethod
     def field_types(cls) -> dict[str, type[Carried]]:
@@ -104,7 +111,7 @@ class Carried:
     def __bool__(self) -> bool:
         """A batch of values is true; a symbol has no truth yet."""
         if self.source is not None:
-            raise _branched(type(self).__name__, sys._getframe(1))
+            raise _branched(type(self).__name__, caller())
         return True
 
 
@@ -139,7 +146,7 @@ def _branched(what: str, frame: FrameType) -> Exception:
 
 def _refuse(name: str) -> Callable[..., Any]:
     def method(self: Pending, *_args: object) -> Any:
-        raise _branched(self.what, sys._getframe(1))
+        raise _branched(self.what, caller())
 
     method.__name__ = name
     return method
@@ -155,18 +162,14 @@ def _stay_pending(name: str) -> Callable[..., Any]:
 
 for _name in ("bool", "int", "float", "index", "len", "iter", "contains"):
     setattr(Pending, f"__{_name}__", _refuse(f"__{_name}__"))
-for _name in ("add sub mul truediv pow radd rsub rmul rtruediv neg getitem "
-              "lt le gt ge eq ne and or invert").split():  # fmt: skip
+_OPERATORS = """
+    add sub mul truediv pow radd rsub rmul rtruediv neg getitem lt le gt ge eq ne and or invert
+"""
+for _name in _OPERATORS.split():
     setattr(Pending, f"__{_name}__", _stay_pending(f"__{_name}__"))
 Pending.__hash__ = object.__hash__
 
 
-@dataclass_transform(
-    kw_only_default=True,
-    frozen_default=True,
-    eq_default=False,
-    field_specifiers=(per_sample, per_token, objects),
-)
 class Batch(Carried):
     """Samples on an edge. Subclass it, with a granularity, to declare a batch type of your own.
 
@@ -181,13 +184,13 @@ class Batch(Carried):
     def __len__(self) -> int:
         """The number of samples."""
         if self.source is not None:
-            raise _branched(type(self).__name__, sys._getframe(1))
+            raise _branched(type(self).__name__, caller())
         return len(self.index)
 
     def __iter__(self) -> Iterator[Any]:
         """A batch is not a sequence: use its fields."""
         if self.source is not None:
-            raise _branched(type(self).__name__, sys._getframe(1))
+            raise _branched(type(self).__name__, caller())
         raise TypeError(f"{type(self).__name__} is not a sequence; use its fields")
 
     def replace(self, **fields: Any) -> Self:
@@ -203,12 +206,6 @@ class Batch(Carried):
         return axes
 
 
-@dataclass_transform(
-    kw_only_default=True,
-    frozen_default=True,
-    eq_default=False,
-    field_specifiers=(per_sample, per_token, objects),
-)
 class TokenBatch(Batch):
     """A batch with packed fields.
 

@@ -72,7 +72,8 @@ class Rollouts(TokenBatch, granularity=Granularity.SAMPLE):
         mask: bool, packed; true for the policy's own tokens.
         logprobs: behaviour log-probabilities, packed: of each of the policy's tokens under the
             distribution it was sampled from (after temperature and truncation).
-        versions: int64, packed: iteration version of the weights that chose the token, -1 elsewhere.
+        versions: int64, packed: iteration version of the weights that chose the token, -1 where
+            none did.
         prompt_lengths: int64 `(n,)`.
         finished: bool `(n,)`; false where the token limit cut the response.
         prompts, responses: texts.

@@ -55,9 +55,17 @@ class CompileError(Exception):
         super().__init__("\n\n".join(d.render() for d in self.diagnostics))
 
 
-def fail(code: str, message: str, span: Span | None = None, **more: object) -> CompileError:
+def fail(
+    code: str,
+    message: str,
+    span: Span | None = None,
+    *,
+    label: str = "",
+    notes: tuple[str, ...] = (),
+    help: tuple[str, ...] = (),
+) -> CompileError:
     """A `CompileError` with a single diagnostic, to be raised where nothing can go on."""
-    return CompileError([Diagnostic(code, message, span, **more)])  # type: ignore[arg-type]
+    return CompileError([Diagnostic(code, message, span, label, notes, help)])
 
 
 def raise_errors(diagnostics: Sequence[Diagnostic]) -> None:

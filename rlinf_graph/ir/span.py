@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType, TracebackType
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,31 @@ class Span:
     @classmethod
     def of_frame(cls, frame: FrameType) -> Span:
         """The expression that `frame` is evaluating now."""
-        positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+        return cls._of_instruction(frame.f_code, frame.f_lasti, frame.f_lineno)
+
+    @classmethod
+    def of_traceback(cls, traceback: TracebackType) -> Span:
+        """The expression that raised, in the frame of this entry of a traceback."""
+        code = traceback.tb_frame.f_code
+        return cls._of_instruction(code, traceback.tb_lasti, traceback.tb_lineno)
+
+    @classmethod
+    def _of_instruction(cls, code: CodeType, instruction: int, known_line: int) -> Span:
+        positions = list(code.co_positions())[instruction // 2]
         line, end_line, column, end_column = positions
-        first = line or frame.f_lineno
+        first = line or known_line
         return cls(
-            file=frame.f_code.co_filename,
+            file=code.co_filename,
             line=first,
-            column=_display_column(frame.f_code.co_filename, first, column),
+            column=_display_column(code.co_filename, first, column),
             end_line=end_line or first,
-            end_column=_display_column(frame.f_code.co_filename, end_line or first, end_column),
+            end_column=_display_column(code.co_filename, end_line or first, end_column),
         )
+
+
+def caller(levels: int = 1) -> FrameType:
+    """The frame that many levels above the function that asks."""
+    return sys._getframe(levels + 1)  # pyright: ignore[reportPrivateUsage]  documented, if underscored
 
 
 def _display_column(file: str, line: int, byte_column: int | None) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from rlinf_graph.ir.diagnostic import fail, suggest
 
@@ -57,6 +57,7 @@ class FunctionRef:
         return self.function(*args, **kwargs)
 
 
+@dataclass_transform(frozen_default=True)
 def struct(cls: StructClass) -> StructClass:
     """Class decorator: a frozen dataclass that may stand in an option."""
     made = cast(StructClass, dataclasses.dataclass(frozen=True)(cls))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import networkx as nx
 
@@ -88,7 +89,8 @@ def sources_exist(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
 def flow_has_no_cycle(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
     """Inside an iteration nothing waits for itself; only feedback closes a cycle."""
     if not nx.is_directed_acyclic_graph(graph.flow):
-        cycle = [start for start, _ in nx.find_cycle(graph.flow)]
+        find_cycle = cast("Callable[..., list[tuple[str, str]]]", cast("Any", nx).find_cycle)
+        cycle = [start for start, _ in find_cycle(graph.flow)]
         yield Diagnostic(
             "RG0203",
             f"these nodes wait for each other: {' → '.join([*cycle, cycle[0]])}",
