@@ -76,7 +76,8 @@ def engine_of(param: str, model: Model | Frozen) -> Engine:
         return current.engines[param]
     bare = model.model if isinstance(model, Frozen) else model
     if id(bare) not in _direct_engines:
-        definition = ModelDef(bare.name or bare.path, bare.path, bare.head, bare.dtype, bare.weights)
+        name = bare.name or bare.path
+        definition = ModelDef(name, bare.path, bare.head, bare.dtype, bare.weights)
         made = engine_class("torch")(
             definition, seed=0, device="auto", dtype=bare.dtype, trainable=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import overload
 
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.dsl.node import Call, node
@@ -71,7 +72,7 @@ def rollout(
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: tuple[str, ...] = (),
-    lengths: tuple[float, ...] | float | None = None,
+    lengths: tuple[float, ...] | float | None = None,  # noqa: ARG001  read when planning
 ) -> Rollouts:
     """Sample responses to prompts.
 
@@ -105,6 +106,11 @@ def _forward(call: Call) -> Forward:
     return Forward(volume.samples, volume.lengths)
 
 
+def _forward_value(call: Call) -> Forward:
+    volume = call.volumes["rollouts"]
+    return Forward(volume.samples, volume.lengths, head="value")
+
+
 @node(label="logprobs", unit=Unit.SAMPLE, heads={"model": ("lm",)}, work=_forward)
 def reference_logprobs(model: Frozen, rollouts: Rollouts) -> ReferenceLogprobs:
     """Log-probabilities of a frozen model, packed."""
@@ -129,6 +135,23 @@ def proximal_logprobs(model: Model, rollouts: Rollouts) -> ProximalLogprobs:
     )
 
 
+@overload
+def logprobs(model: Frozen, rollouts: Rollouts) -> ReferenceLogprobs: ...
+@overload
+def logprobs(model: Model, rollouts: Rollouts) -> ProximalLogprobs: ...
+def logprobs(model: Model | Frozen, rollouts: Rollouts) -> ReferenceLogprobs | ProximalLogprobs:
+    """Log-probabilities of the policy's tokens under another model, or under itself in training.
+
+    Args:
+        model: frozen: a reference, for a KL term. In training: the proximal policy, its trained
+            port as it was when the iteration began.
+        rollouts: `n` sequences; the result is packed over their tokens, 0 where the mask is false.
+    """
+    if isinstance(model, Frozen):
+        return reference_logprobs(model, rollouts)
+    return proximal_logprobs(model, rollouts)
+
+
 def _values_volume(call: Call) -> tuple[Volume, ...]:
     return (call.volumes["rollouts"],)
 
@@ -138,7 +161,7 @@ def _values_volume(call: Call) -> tuple[Volume, ...]:
     ports={"critic": Port.TRAINED},
     heads={"critic": ("value",)},
     volume=_values_volume,
-    work=_forward,
+    work=_forward_value,
 )
 def values(critic: Model, rollouts: Rollouts) -> Values:
     """State values: for each token that of the state it was chosen in, and one for the end."""

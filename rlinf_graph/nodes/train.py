@@ -17,6 +17,7 @@ from rlinf_graph.ir.batches import (
     Returns,
     Rollouts,
     TokenAdvantages,
+    TokenExamples,
     Values,
     Weights,
 )
@@ -25,7 +26,7 @@ from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Port, Role, Unit
 from rlinf_graph.ir.program import Part, Position, Select
 from rlinf_graph.ir.work import Train, Volume
-from rlinf_graph.nodes.engine import TrainBatch
+from rlinf_graph.nodes.engine import Engine, TrainBatch
 from rlinf_graph.nodes.execution import engine_of, execution
 from rlinf_graph.nodes.loss import GRPOLoss, Loss
 from rlinf_graph.nodes.optimizer import AdamW
@@ -38,10 +39,12 @@ def _work(call: Call) -> Train:
     volume = call.volumes["samples"]
     minibatch = call.options["minibatch"] or volume.samples
     steps = volume.samples // minibatch * call.options["epochs"]
-    return Train(volume.samples, volume.lengths, call.options["epochs"], steps)
+    loss: Loss = call.options["loss"]
+    head = "value" if loss.reads == "values" else "lm"
+    return Train(volume.samples, volume.lengths, call.options["epochs"], steps, head)
 
 
-def _volume(call: Call) -> tuple[Volume, ...]:
+def _volume(_call: Call) -> tuple[Volume, ...]:
     return ()
 
 
@@ -58,11 +61,35 @@ def _check(node: Node, graph: Graph) -> Iterator[Diagnostic]:
                 label=f"`{name}` is missing",
                 notes=(why,),
             )
+    yield from _targets_fit(node, graph, loss)
     for name in ("minibatch", "epochs"):
         value = node.option(name)
         if value is not None and value < 1:
             message = f"`{name}` of `{node.name}` is {value}; it has to be at least 1"
             yield Diagnostic("RG0104", message, node.span)
+
+
+def _targets_fit(node: Node, graph: Graph, loss: Loss) -> Iterator[Diagnostic]:
+    """A loss over values learns returns with a value head, one over log-probabilities does not."""
+    name, critic = type(loss).__name__, loss.reads == "values"
+    targets = node.input("targets")
+    if targets is not None and (targets.type == "Returns") is not critic:
+        wanted = "Returns" if critic else "Advantages or TokenAdvantages"
+        yield Diagnostic(
+            "RG0101",
+            f"{name} of `{node.name}` takes {wanted} for `targets`, not {targets.type}",
+            node.span,
+            label=f"`targets` is {targets.type}",
+            notes=(f"the {targets.type} comes from `{targets.source}`",),
+        )
+    head = graph.model(node.models[0].model).head if node.models else ""
+    if head and (head == "value") is not critic:
+        yield Diagnostic(
+            "RG0105",
+            f"{name} of `{node.name}` needs a model with head {'value' if critic else 'lm'}, "
+            f"`{node.model}` has head {head}",
+            node.span,
+        )
 
 
 @node(
@@ -85,7 +112,7 @@ def train(
     minibatch: int | None = None,
     epochs: int = 1,
     optimizer: AdamW = AdamW(),  # noqa: B008  a frozen dataclass is a value
-    order: Literal["dispatch", "arrival"] = "dispatch",
+    order: Literal["dispatch", "arrival"] = "dispatch",  # noqa: ARG001  read when lowering
 ) -> Weights:
     """Make one optimizer step for each minibatch of the batch, in dispatch order.
 
@@ -119,14 +146,44 @@ def train(
             at = Position(here.iteration, rank=0, epoch=epoch, minibatch=index)
             rows = select.rows(at, count, ranks=1, seed=here.seed)
             cut = {name: packed.select(b, rows) for name, b in given.items() if b is not None}
-            weight = engine.accumulate(train_batch(cut), loss, here.metrics)
+            weight = engine.accumulate(train_batch(cut, engine), loss, here.metrics)
             engine.optimizer_step(optimizer, weight, here.metrics)
     return Weights(model=model.name or model.path, version=here.iteration + 1)
 
 
-def train_batch(given: Mapping[str, Batch]) -> TrainBatch:
-    """What a loss reads, from `train`'s inputs by parameter; per-sample advantages are spread."""
-    samples = cast("Rollouts | Examples", given["samples"])
+def tokenize_examples(examples: Examples, engine: Engine) -> TokenExamples:
+    """Demonstrations in the tokens of the model that learns from them.
+
+    Args:
+        examples: `n` pairs of prompt and completion.
+        engine: its tokenizer and chat template are used.
+    """
+    tokens: list[int] = []
+    mask: list[bool] = []
+    lengths: list[int] = []
+    for prompt, completion in zip(examples.prompts, examples.completions, strict=True):
+        asked, answered = engine.tokenize(prompt), engine.tokenize_completion(completion)
+        tokens += [*asked, *answered]
+        mask += [False] * len(asked) + [True] * len(answered)
+        lengths.append(len(asked) + len(answered))
+    like = examples.index
+    return TokenExamples(
+        index=like,
+        group=examples.group,
+        lengths=like.new_tensor(lengths),
+        tokens=like.new_tensor(tokens),
+        mask=like.new_tensor(mask).bool(),
+    )
+
+
+def train_batch(given: Mapping[str, Batch], engine: Engine) -> TrainBatch:
+    """What a loss reads, from `train`'s inputs by parameter.
+
+    Per-sample advantages are spread over the tokens; demonstrations are tokenized by `engine`.
+    """
+    raw = given["samples"]
+    tokenized = tokenize_examples(raw, engine) if isinstance(raw, Examples) else raw
+    samples = cast("Rollouts | TokenExamples", tokenized)
     targets = given.get("targets")
     old = cast("Values | None", given.get("old_values"))
     return TrainBatch(
