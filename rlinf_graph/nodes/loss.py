@@ -1,15 +1,26 @@
-"""Losses: a sum and a weight, so that a batch may be cut in any way and divided once."""
+"""Losses: a sum and a weight, so that a batch may be cut in any way and divided once.
+
+Every loss here adds up numbers of the policy's own tokens (`samples.mask`) and divides by how many
+tokens or sequences there were, whichever it is told. The runtime adds sums and weights over
+micro-batches and ranks and divides at the optimizer step.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
+from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.value import struct
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
+from rlinf_graph.nodes.execution import emit
 from rlinf_graph.nodes.metric import Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rlinf_graph.ir.batches import Rollouts
+
+Estimator = Literal["k1", "k2", "k3"]
 
 
 class Loss(Protocol):
@@ -27,7 +38,7 @@ class Loss(Protocol):
 
     @property
     def corrects_staleness(self) -> bool:
-        """Whether behaviour or proximal log-probabilities stand in it."""
+        """Whether the behaviour log-probabilities stand in it."""
         ...
 
     def needs(self) -> dict[str, str]:
@@ -41,8 +52,276 @@ class Loss(Protocol):
         ...
 
 
+def kl_estimate(logprobs: Tensor, others: Tensor, estimator: Estimator) -> Tensor:
+    """Estimate KL(p, q) from samples of p, elementwise.
+
+    Args:
+        logprobs: of p, of any shape.
+        others: of q, the same shape.
+        estimator: `k1` is unbiased and of high variance, `k2` is biased, never negative and of low
+            variance, `k3` is unbiased and never negative (Schulman 2020, "Approximating KL
+            divergence"). As a term of a loss `k1` has a gradient of zero in expectation.
+    """
+    ratio = others - logprobs
+    if estimator == "k1":
+        return -ratio
+    return ratio.square() / 2 if estimator == "k2" else ratio.expm1() - ratio
+
+
 @struct
 class GRPOLoss:
-    """Placeholder of the interface; see the module's history."""
+    """The clipped surrogate of a policy with a KL term (Shao et al. 2024, DeepSeekMath, eq. 3).
 
+    For each of the policy's tokens, with ratio `r = exp(current - old)` and advantage `A`:
+    `-min(r A, clip(r, 1 - clip, 1 + clip_high) A) + kl KL(current, reference) - entropy_bonus H`.
+
+    Attributes:
+        clip: how far below 1 the ratio may pull.
+        clip_high: how far above 1; as `clip` when not given (DAPO, Yu et al. 2025, raises it).
+        kl: weight of the KL divergence from the reference model.
+        kl_estimator: see `kl_estimate`.
+        normalize: `token` divides by the policy's tokens of the minibatch (DAPO), `sequence` by its
+            sequences after a mean within each (DeepSeekMath), `length` by its sequences times the
+            constant `length` (Dr. GRPO, Liu et al. 2025).
+        length: for `normalize="length"`: tokens, usually the limit of the rollout.
+        old: whose log-probabilities stand in the ratio: those the tokens were sampled with
+            (`behaviour`), those of the model before its first optimizer step of the iteration
+            (`proximal`, an input of `train`), or its own at each step (`current`: a plain policy
+            gradient, the ratio is 1).
+        entropy_bonus: weight of the policy's entropy.
+        dual_clip: bound, over 1, of the ratio where the advantage is negative (Ye et al. 2020).
+        truncate: with `proximal` or `current`: weigh each token by the ratio from the behaviour
+            policy to that one, at most this (Yao et al. 2025; the decoupled objective of Hilton et
+            al. 2022, truncated).
+    """
+
+    clip: float = 0.2
+    clip_high: float | None = None
     kl: float = 0.0
+    kl_estimator: Estimator = "k3"
+    normalize: Literal["token", "sequence", "length"] = "token"
+    length: int | None = None
+    old: Literal["behaviour", "proximal", "current"] = "behaviour"
+    entropy_bonus: float = 0.0
+    dual_clip: float | None = None
+    truncate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
+        name = type(self).__name__
+        if self.normalize == "length" and not self.length:
+            help_ = (f'{name}(normalize="length", length=8192)',)
+            raise fail("RG0104", f'{name}: normalize="length" needs `length`', help=help_)
+        if self.truncate is not None and self.old == "behaviour":
+            message = f"{name}: `truncate` corrects from the behaviour policy, which `old` names"
+            raise fail("RG0104", message, help=('old="proximal" or old="current"',))
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise fail("RG0104", f"{name}: `dual_clip` is {self.dual_clip}; it has to be over 1")
+
+    @property
+    def reads(self) -> Literal["logprobs", "values"]:
+        """Log-probabilities."""
+        return "logprobs"
+
+    @property
+    def entropy(self) -> bool:
+        """Whether there is an entropy bonus."""
+        return self.entropy_bonus != 0
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """True where the ratio, or the truncated weight, begins at the behaviour policy."""
+        return self.old == "behaviour" or self.truncate is not None
+
+    def needs(self) -> dict[str, str]:
+        """Advantages always; a reference and the proximal policy as the options say."""
+        needed = {"targets": "a policy learns from advantages, such as those of group_advantages"}
+        if self.kl:
+            needed["reference"] = f"kl={self.kl} pulls towards a reference: rl.logprobs(frozen, …)"
+        if self.old == "proximal":
+            needed["proximal"] = 'old="proximal" puts it in the ratio: rl.logprobs(model, …)'
+        return needed
+
+    def __call__(
+        self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
+    ) -> tuple[Tensor, float]:
+        """Sum over the policy's tokens and what to divide it by."""
+        samples, mask = cast("Rollouts", batch.samples), batch.samples.mask
+        logprobs = _given(outputs.logprobs)[mask]
+        behaviour = samples.logprobs[mask]
+        old = self._old(logprobs, behaviour, batch)
+        log_ratio = logprobs - old
+        ratio = log_ratio.exp()
+        loss, clipped = self._surrogate(ratio, _given(batch.advantages)[mask])
+        if self.truncate is not None:
+            loss = loss * (old - behaviour).exp().clamp(max=self.truncate)
+        if batch.reference is not None:
+            reference = batch.reference[mask]
+            emit(metrics, "train/kl", kl_estimate(logprobs, reference, "k3"))
+            if self.kl:
+                loss = loss + self.kl * kl_estimate(logprobs, reference, self.kl_estimator)
+        if outputs.entropy is not None:
+            entropy = outputs.entropy[mask]
+            emit(metrics, "train/entropy", entropy)
+            loss = loss - self.entropy_bonus * entropy
+        emit(metrics, "train/clip_fraction", clipped)
+        emit(metrics, "train/ratio_max", ratio, reduce="max")
+        emit(metrics, "train/kl_old", kl_estimate(old, logprobs, "k3"))
+        if self.normalize == "length":
+            total, weight = loss.sum() / cast("int", self.length), float(len(samples))
+        else:
+            total, weight = normalized(loss, batch, self.normalize)
+        _emit_loss(metrics, "train/loss", total, weight)
+        return total, weight
+
+    def _old(self, logprobs: Tensor, behaviour: Tensor, batch: TrainBatch) -> Tensor:
+        if self.old == "behaviour":
+            return behaviour
+        if self.old == "current":
+            return logprobs.detach()
+        return _given(batch.proximal)[batch.samples.mask]
+
+    def _surrogate(self, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """The negative surrogate of each token, and whether it is one that clipping holds."""
+        high = self.clip if self.clip_high is None else self.clip_high
+        free = ratio * advantages
+        held = ratio.clamp(1 - self.clip, 1 + high) * advantages
+        loss, clipped = -free.minimum(held), held < free
+        if self.dual_clip is not None:
+            bound = -self.dual_clip * advantages
+            over = (advantages < 0) & (loss > bound)
+            loss, clipped = bound.where(over, loss), clipped | over
+        return loss, clipped
+
+
+@struct
+class PPOLoss(GRPOLoss):
+    """The clipped surrogate under the name of its first paper (Schulman et al. 2017, eq. 7).
+
+    The same family as `GRPOLoss`, with its options: the two differ in where advantages come from,
+    and PPO's KL penalty usually stands in the rewards (`rl.kl_penalty`).
+    """
+
+
+@struct
+class ValueLoss:
+    """Half the squared error of a critic, over the policy's tokens.
+
+    Attributes:
+        clip: where `train` is given `old_values`: how far from them the new values may pull; the
+            larger of the clipped and the unclipped error counts, as in OpenAI's baselines. Without
+            `old_values`, or with None, nothing is clipped.
+        normalize: `token` or `sequence`, as in `GRPOLoss`.
+    """
+
+    clip: float | None = 0.2
+    normalize: Literal["token", "sequence"] = "token"
+
+    @property
+    def reads(self) -> Literal["logprobs", "values"]:
+        """State values."""
+        return "values"
+
+    @property
+    def entropy(self) -> bool:
+        """It reads none."""
+        return False
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """False: returns of an older policy are taken as they are."""
+        return False
+
+    def needs(self) -> dict[str, str]:
+        """Returns."""
+        return {"targets": "a critic learns returns, such as those of gae"}
+
+    def __call__(
+        self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
+    ) -> tuple[Tensor, float]:
+        """Sum over the policy's tokens and what to divide it by."""
+        mask = batch.samples.mask
+        values, returns = _given(outputs.values)[mask], _given(batch.returns)[mask]
+        error = (values - returns).square()
+        if self.clip is not None and batch.old_values is not None:
+            old = batch.old_values[mask]
+            near = old + (values - old).clamp(-self.clip, self.clip)
+            held = (near - returns).square()
+            emit(metrics, "value/clip_fraction", held > error)
+            error = error.maximum(held)
+        total, weight = normalized(error / 2, batch, self.normalize)
+        _emit_loss(metrics, "value/loss", total, weight)
+        emit(metrics, "value/mean", values)
+        emit(metrics, "value/return", returns)
+        return total, weight
+
+
+@struct
+class SupervisedLoss:
+    """The negative log-likelihood of completions, or of a policy's own tokens.
+
+    Attributes:
+        normalize: `token` or `sequence`, as in `GRPOLoss`.
+    """
+
+    normalize: Literal["token", "sequence"] = "token"
+
+    @property
+    def reads(self) -> Literal["logprobs", "values"]:
+        """Log-probabilities."""
+        return "logprobs"
+
+    @property
+    def entropy(self) -> bool:
+        """It reads none."""
+        return False
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """False: it takes every token at its word."""
+        return False
+
+    def needs(self) -> dict[str, str]:
+        """Nothing but the samples."""
+        return {}
+
+    def __call__(
+        self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
+    ) -> tuple[Tensor, float]:
+        """Sum over the tokens learned and what to divide it by."""
+        loss = -_given(outputs.logprobs)[batch.samples.mask]
+        total, weight = normalized(loss, batch, self.normalize)
+        _emit_loss(metrics, "train/loss", total, weight)
+        return total, weight
+
+
+def normalized(
+    terms: Tensor, batch: TrainBatch, normalize: Literal["token", "sequence"]
+) -> tuple[Tensor, float]:
+    """Sum and weight of one number for each of the policy's tokens.
+
+    Args:
+        terms: `(mask.sum(),)`, in the order of the tokens.
+        batch: whose tokens they are.
+        normalize: `token`: the sum, and the number of tokens. `sequence`: the sum of the means
+            within sequences, and the number of sequences that have any token.
+    """
+    if normalize == "token":
+        return terms.sum(), float(len(terms))
+    samples = batch.samples
+    rows = samples.lengths.new_ones(len(samples)).cumsum(0) - 1
+    owner = rows.repeat_interleave(samples.lengths)[samples.mask]
+    counts = owner.bincount(minlength=len(samples))
+    return (terms / counts[owner]).sum(), float((counts > 0).sum())
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    """What `needs` has made sure of."""
+    if tensor is None:
+        raise ValueError("the loss reads an input that `train` was not given")
+    return tensor
+
+
+def _emit_loss(metrics: Metrics, name: str, total: Tensor, weight: float) -> None:
+    if weight:
+        emit(metrics, name, float(total.detach()) / weight, weight=weight)
