@@ -133,7 +133,7 @@ def train(
     engine = engine_of("model", model)
     here = execution()
     given: dict[str, Batch | None] = {
-        "samples": samples,
+        "samples": tokenize_examples(samples, engine) if isinstance(samples, Examples) else samples,
         "targets": targets,
         "reference": reference,
         "proximal": proximal,
@@ -146,7 +146,7 @@ def train(
             at = Position(here.iteration, rank=0, epoch=epoch, minibatch=index)
             rows = select.rows(at, count, ranks=1, seed=here.seed)
             cut = {name: packed.select(b, rows) for name, b in given.items() if b is not None}
-            weight = engine.accumulate(train_batch(cut, engine), loss, here.metrics)
+            weight = engine.accumulate(train_batch(cut), loss, here.metrics)
             engine.optimizer_step(optimizer, weight, here.metrics)
     return Weights(model=model.name or model.path, version=here.iteration + 1)
 
@@ -176,14 +176,12 @@ def tokenize_examples(examples: Examples, engine: Engine) -> TokenExamples:
     )
 
 
-def train_batch(given: Mapping[str, Batch], engine: Engine) -> TrainBatch:
-    """What a loss reads, from `train`'s inputs by parameter.
+def train_batch(given: Mapping[str, Batch]) -> TrainBatch:
+    """What a loss reads, from `train`'s inputs by parameter, demonstrations tokenized already.
 
-    Per-sample advantages are spread over the tokens; demonstrations are tokenized by `engine`.
+    Per-sample advantages are spread over the tokens.
     """
-    raw = given["samples"]
-    tokenized = tokenize_examples(raw, engine) if isinstance(raw, Examples) else raw
-    samples = cast("Rollouts | TokenExamples", tokenized)
+    samples = cast("Rollouts | TokenExamples", given["samples"])
     targets = given.get("targets")
     old = cast("Values | None", given.get("old_values"))
     return TrainBatch(
