@@ -1,0 +1,190 @@
+"""The best plan: candidates in the order of their bounds, simulated until no bound is lower."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from rlinf_graph.compiler.cost import CostModel
+from rlinf_graph.compiler.lower import lower
+from rlinf_graph.compiler.schedule.bound import Bounds
+from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
+from rlinf_graph.compiler.schedule.layouts import Layouts
+from rlinf_graph.compiler.schedule.pins import Pin, read_pins
+from rlinf_graph.compiler.schedule.shortage import no_plan_fits
+from rlinf_graph.compiler.schedule.space import Infeasible, Space
+from rlinf_graph.compiler.simulate import simulate
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.plan import Estimate, Plan
+from rlinf_graph.ir.timeline import Event, period
+
+SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A candidate with its timeline."""
+
+    candidate: Candidate
+    plan: Plan
+    events: tuple[Event, ...]
+    iterations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search leaves behind.
+
+    Attributes:
+        best: the chosen plan with its timeline.
+        families: the best simulated plan of every other mode and staleness.
+        infeasible: by mode, the placement that lacked least.
+        plans, simulated: how many candidates there were, and how many had to be simulated.
+        bound: of the best candidate that was not simulated; the best's own seconds if none.
+        complete: whether every candidate of the space was looked at.
+        search_s: seconds of the search.
+    """
+
+    best: Simulated
+    families: tuple[Simulated, ...]
+    infeasible: tuple[Infeasible, ...]
+    plans: int
+    simulated: int
+    bound: float
+    complete: bool
+    search_s: float
+
+    @property
+    def gap(self) -> float:
+        """By how much, at most, another plan of the space can be better: a fraction."""
+        return max(0.0, 1 - self.bound / self.best.seconds)
+
+    @property
+    def proved(self) -> bool:
+        """Whether no other plan of the modelled space can be better."""
+        return self.complete and self.gap <= SAME
+
+
+@dataclass
+class Search:
+    """One search. `limit_s` bounds the enumeration and the simulation, each."""
+
+    graph: Graph
+    cluster: Cluster
+    costs: CostModel
+    limit_s: float = 20.0
+    pins: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def run(self) -> Found:
+        """Search.
+
+        Raises:
+            CompileError: RG0401 when nothing fits, RG0402 and RG0407 for pins.
+        """
+        start = time.perf_counter()
+        pins = read_pins(self.graph, self.cluster, self.pins)
+        candidates, infeasible, complete = self._enumerate(pins, start + self.limit_s)
+        if not candidates:
+            raise no_plan_fits(self.graph, self.cluster, infeasible, pins, self._larger(pins))
+        done, bound = self._simulate(candidates, time.perf_counter() + self.limit_s)
+        best = min(done, key=_order)
+        done += self._families(candidates, done, best)
+        families = {s.candidate.family: s for s in sorted(done, key=_order, reverse=True)}
+        families.pop(best.candidate.family, None)
+        others = sorted(families.values(), key=_order)
+        return Found(
+            best=self._estimated(best, min(bound, best.seconds), complete),
+            families=tuple(others),
+            infeasible=tuple(infeasible.values()),
+            plans=len(candidates),
+            simulated=len(done),
+            bound=min(bound, best.seconds),
+            complete=complete,
+            search_s=time.perf_counter() - start,
+        )
+
+    def _enumerate(
+        self, pins: dict[str, Pin], deadline: float
+    ) -> tuple[list[Candidate], dict[str, Infeasible], bool]:
+        layouts = Layouts(self.graph, self.cluster, self.costs, pins)
+        bounds = Bounds(self.graph, self._sync_seconds)
+        candidates: list[Candidate] = []
+        infeasible: dict[str, Infeasible] = {}
+        for found in Space(self.graph, self.cluster, layouts, bounds, pins).candidates():
+            if isinstance(found, Infeasible):
+                known = infeasible.get(found.mode)
+                if known is None or _lack(found) < _lack(known):
+                    infeasible[found.mode] = found
+            else:
+                candidates.append(found)
+            if time.perf_counter() > deadline:
+                return candidates, infeasible, False
+        return candidates, infeasible, True
+
+    def _larger(self, pins: dict[str, Pin]) -> str | None:
+        """The smallest multiple of the cluster, up to eightfold, on which something fits."""
+        for factor in (2, 4, 8):
+            groups = tuple(replace(g, nodes=g.nodes * factor) for g in self.cluster.groups)
+            larger = replace(self.cluster, groups=groups)
+            search = replace(self, cluster=larger, costs=CostModel(self.graph, larger))
+            if search._enumerate(pins, time.perf_counter() + 1.0)[0]:
+                return larger.summary()
+        return None
+
+    def _simulate(
+        self, candidates: list[Candidate], deadline: float
+    ) -> tuple[list[Simulated], float]:
+        """Simulate in the order of bounds; the bound of the first one left out."""
+        ordered = sorted(candidates, key=lambda c: (c.bound, c.staleness, c.chunks, c.label()))
+        done: list[Simulated] = []
+        best = float("inf")
+        for candidate in ordered:
+            if candidate.bound >= best * (1 - SAME) or (done and time.perf_counter() > deadline):
+                return done, candidate.bound
+            done.append(self.simulated(candidate))
+            best = min(best, done[-1].seconds)
+        return done, best
+
+    def _families(
+        self, candidates: list[Candidate], done: list[Simulated], best: Simulated
+    ) -> list[Simulated]:
+        """A representative of each family that was pruned: the one with the lowest bound."""
+        seen = {s.candidate.family for s in done}
+        left = [c for c in candidates if c.family not in seen]
+        first: dict[tuple[str, int], Candidate] = {}
+        for candidate in sorted(left, key=lambda c: (c.bound, c.chunks, c.label())):
+            if candidate.staleness in (0, best.candidate.staleness):
+                first.setdefault(candidate.family, candidate)
+        return [self.simulated(candidate) for candidate in first.values()]
+
+    def simulated(self, candidate: Candidate) -> Simulated:
+        """The steady state of a candidate."""
+        plan = to_plan(candidate, self.graph, self.cluster)
+        iterations = 4 + 4 * candidate.staleness
+        program = lower(self.graph, plan)
+        events = simulate(program, self.graph, plan, self.cluster, self.costs, iterations)
+        seconds = period(events, iterations)
+        return Simulated(candidate, plan, tuple(events), iterations, seconds)
+
+    def _estimated(self, best: Simulated, bound: float, complete: bool) -> Simulated:
+        proved = complete and bound >= best.seconds * (1 - SAME)
+        estimate = Estimate(iteration_s=best.seconds, bound_s=bound, proved=proved)
+        plan = best.plan.model_copy(update={"estimate": estimate})
+        return Simulated(best.candidate, plan, best.events, best.iterations, best.seconds)
+
+    def _sync_seconds(self, model: str, source: tuple[int, ...], target: tuple[int, ...]) -> float:
+        method = "copy" if set(target) <= set(source) else "broadcast"
+        return self.costs.sync(model, source, target, method)[0]
+
+
+def _order(done: Simulated) -> tuple[float, int, int, str]:
+    """Better plans first; equal ones in an order that does not depend on chance."""
+    shown = float(f"{done.seconds:.6g}")
+    return shown, done.candidate.staleness, done.candidate.chunks, done.candidate.label()
+
+
+def _lack(found: Infeasible) -> float:
+    return found.short.over if found.short else float("inf")

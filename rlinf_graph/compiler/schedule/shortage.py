@@ -1,0 +1,65 @@
+"""The diagnostic for a pipeline that fits in no way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlinf_graph.compiler.schedule.memory import RESERVED
+from rlinf_graph.compiler.schedule.pins import Pin
+from rlinf_graph.compiler.schedule.space import Infeasible
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.plan import leaves_of
+
+
+def no_plan_fits(
+    graph: Graph,
+    cluster: Cluster,
+    infeasible: Mapping[str, Infeasible],
+    pins: Mapping[str, Pin],
+    fits_on: str | None,
+) -> CompileError:
+    """RG0401 with the parts of the node that lacks least memory; RG0403 or RG0407 otherwise.
+
+    Args:
+        graph: what does not fit.
+        cluster: on what.
+        infeasible: by mode, the placement that lacks least.
+        pins: in force.
+        fits_on: a larger cluster on which it fits, in words.
+    """
+    short = [found for found in infeasible.values() if found.short is not None]
+    if not short:
+        reasons = tuple(sorted({found.reason for found in infeasible.values()}))
+        if not reasons and pins:
+            message = f"no placement of `{graph.name}` on {cluster.name} agrees with the pins"
+            notes = tuple(f"`{name}`: {pin}" for name, pin in pins.items())
+            return CompileError([Diagnostic("RG0407", message, graph.span, notes=notes)])
+        message = f"no layout of `{graph.name}` divides its batches on {cluster.name}"
+        return CompileError([Diagnostic("RG0403", message, graph.span, notes=reasons)])
+    nearest = min(short, key=lambda found: found.short.over if found.short else 0.0)
+    return CompileError([_memory(graph, cluster, nearest, fits_on)])
+
+
+def _memory(graph: Graph, cluster: Cluster, nearest: Infeasible, fits_on: str | None) -> Diagnostic:
+    short = nearest.short
+    if short is None:
+        raise ValueError("this placement does not lack memory")
+    leaf = next(x for x in leaves_of(nearest.placement) if x.node == short.node)
+    device = cluster.group_of(short.device).device
+    per = "GPU" if device.kind == "gpu" else "core"
+    parts = "  ".join(f"{name} {size / 1e9:.1f}" for name, size in nearest.parts if size)
+    others = f"  other nodes {short.others / 1e9:.1f}" if short.others else ""
+    return Diagnostic(
+        "RG0401",
+        f"`{short.node}` on {len(leaf.devices)} × {device.name} needs {short.needed / 1e9:.1f} GB "
+        f"per {per}, {short.available / 1e9:.1f} GB available ({short.over / 1e9:.1f} GB over)",
+        graph.node(short.node).span,
+        notes=(
+            f"GB: {parts}{others}",
+            f"{device.memory / 1e9:.1f} GB a {per}, {RESERVED:.0%} of it reserved",
+            "every other placement on this cluster lacks more",
+        ),
+        help=(f"{fits_on}: fits",) if fits_on else (),
+    )
