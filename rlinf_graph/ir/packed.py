@@ -85,6 +85,36 @@ def drop_last(values: Values) -> Any:
     return values.values[_ranges(starts, lengths)]
 
 
+def same_samples(*batches: Batch) -> None:
+    """Make sure that batches which are read together hold the same samples in the same order.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    first = batches[0]
+    for other in batches[1:]:
+        if not np.array_equal(_host(first.index), _host(other.index)):
+            one, two = type(first).__name__, type(other).__name__
+            raise ValueError(f"{one} and {two} do not hold the same samples in the same order")
+
+
+def last_positions(mask: Any, lengths: Any) -> tuple[Any, Any]:
+    """Where each sample's last marked token stands in a packed field.
+
+    Args:
+        mask: bool, packed.
+        lengths: int64 `(n,)`.
+
+    Returns:
+        int64 positions of the last marked tokens, and bool `(n,)`: the samples that have one; the
+        positions are of those samples only.
+    """
+    owner = (lengths.new_ones(len(lengths)).cumsum(0) - 1).repeat_interleave(lengths)[mask]
+    counts = owner.bincount(minlength=len(lengths))
+    marked = mask.nonzero().flatten()
+    return marked[counts.cumsum(0)[counts > 0] - 1], counts > 0
+
+
 def _lengths(batch: Batch) -> np.ndarray[Any, Any]:
     return _host(cast("TokenBatch", batch).lengths)
 

@@ -82,10 +82,14 @@ class Train:
 
 @dataclass(frozen=True)
 class HostWork:
-    """Work of the processors: declared seconds of one core for each sample."""
+    """Work of the processors: declared seconds of one core for each sample.
+
+    `origin` is `declared` for a figure of the user's, `declared default` for an assumed one.
+    """
 
     samples: int
     seconds_per_sample: float
+    origin: str = "declared"
 
 
 Work = Generate | Forward | Train | HostWork
