@@ -110,9 +110,7 @@ class Capabilities:
 class Engine(Protocol):
     """A model on one rank's devices."""
 
-    def generate(
-        self, prompts: Prompts, sampling: Sampling, key: Key, version: int
-    ) -> Rollouts:
+    def generate(self, prompts: Prompts, sampling: Sampling, key: Key, version: int) -> Rollouts:
         """Sample responses; `index` of response j of a prompt is `prompt.index * samples + j`."""
         ...
 
