@@ -1,0 +1,119 @@
+"""The public names: `from rlinf_graph import rl`."""
+
+from rlinf_graph.dsl.feedback import sync
+from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.node import Call, node
+from rlinf_graph.dsl.pipeline import Pipeline, pipeline
+from rlinf_graph.ir.batch import Batch, Granularity, TokenBatch, objects, per_sample, per_token
+from rlinf_graph.ir.batches import (
+    Advantages,
+    Examples,
+    Prompt,
+    Prompts,
+    ProximalLogprobs,
+    ReferenceLogprobs,
+    Returns,
+    Rewards,
+    Rollouts,
+    TokenAdvantages,
+    TokenExamples,
+    TokenRewards,
+    Values,
+    Weights,
+)
+from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
+from rlinf_graph.ir.node_type import Place, Port, Role, Unit
+from rlinf_graph.ir.value import struct
+from rlinf_graph.ir.work import Forward, Generate, HostWork, Lengths, Train, Volume, Work
+from rlinf_graph.nodes.advantage import gae, group_advantages
+from rlinf_graph.nodes.data import dataset, examples
+from rlinf_graph.nodes.engine import Outputs, TrainBatch
+from rlinf_graph.nodes.evaluate import evaluate
+from rlinf_graph.nodes.execution import emit, engine_of, metric
+from rlinf_graph.nodes.loss import GRPOLoss, Loss, PPOLoss, SupervisedLoss, ValueLoss
+from rlinf_graph.nodes.metric import Metrics
+from rlinf_graph.nodes.optimizer import AdamW
+from rlinf_graph.nodes.reward import kl_penalty, score, verify
+from rlinf_graph.nodes.rollout import (
+    logprobs,
+    proximal_logprobs,
+    reference_logprobs,
+    rollout,
+    values,
+)
+from rlinf_graph.nodes.train import train
+
+SAMPLE, GROUP, BATCH = Unit.SAMPLE, Unit.GROUP, Unit.BATCH
+
+__all__ = [
+    "BATCH",
+    "GROUP",
+    "SAMPLE",
+    "AdamW",
+    "Advantages",
+    "Batch",
+    "Call",
+    "CompileError",
+    "Diagnostic",
+    "Examples",
+    "Forward",
+    "Frozen",
+    "GRPOLoss",
+    "Generate",
+    "Granularity",
+    "HostWork",
+    "Lengths",
+    "Loss",
+    "Metrics",
+    "Model",
+    "Outputs",
+    "PPOLoss",
+    "Pipeline",
+    "Place",
+    "Port",
+    "Prompt",
+    "Prompts",
+    "ProximalLogprobs",
+    "ReferenceLogprobs",
+    "Returns",
+    "Rewards",
+    "Role",
+    "Rollouts",
+    "SupervisedLoss",
+    "TokenAdvantages",
+    "TokenBatch",
+    "TokenExamples",
+    "TokenRewards",
+    "Train",
+    "TrainBatch",
+    "Unit",
+    "ValueLoss",
+    "Values",
+    "Volume",
+    "Weights",
+    "Work",
+    "dataset",
+    "emit",
+    "engine_of",
+    "evaluate",
+    "examples",
+    "gae",
+    "group_advantages",
+    "kl_penalty",
+    "logprobs",
+    "metric",
+    "node",
+    "objects",
+    "per_sample",
+    "per_token",
+    "pipeline",
+    "proximal_logprobs",
+    "reference_logprobs",
+    "rollout",
+    "score",
+    "struct",
+    "sync",
+    "train",
+    "values",
+    "verify",
+]
