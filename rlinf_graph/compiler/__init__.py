@@ -1,0 +1,1 @@
+"""Graph to plan: passes, cost, schedule, lowering, simulation and explanation."""

@@ -1,0 +1,96 @@
+"""What hardware and engines reach of their peaks, and what a call costs the host.
+
+Few and rough on purpose: they put plans in order before anything has been measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of the peaks of one kind of device.
+
+    Attributes:
+        matmul: of the operations a second, over a whole forward or backward pass.
+        bandwidth: of the memory bandwidth, when weights and key-value cache are read.
+        host_link: of the link to host memory.
+        overlap: whether the host prepares the next layers while the device computes.
+        process: bytes a device loses to the process that uses it: runtime, kernels,
+            communication buffers, fragmentation.
+    """
+
+    matmul: float
+    bandwidth: float
+    host_link: float
+    overlap: bool
+    process: float
+
+
+EFFICIENCY = {
+    # matmul: torchtitan's Llama-3.1-8B rows (8 H100, FSDP, selective recomputation, 8,192 tokens)
+    # are 5,762 tokens a second of 51.6 GFLOP eager and 6,667 compiled, 0.30 and 0.35 of 989
+    # TFLOP/s, on a 500 W part with slower memory; the asynchronous NeMo-RL rows of Llama-3.1-8B
+    # (8 of 16 H100 train) ask for 0.38 to 0.45. bandwidth: decode kernels reach 0.7 to 0.85 of the
+    # data sheet. host_link: pageable copies reach under half of PCIe. process: torchtitan's peaks
+    # less its countable parts, and what a CUDA context takes.
+    "gpu": Efficiency(matmul=0.40, bandwidth=0.75, host_link=0.4, overlap=True, process=1.5e9),
+    # Measured with torch 2.13 on one core: 2 and 6 layers of Qwen2 at width 128 reach 43 to 57
+    # GFLOP/s, at 256 80 and at 512 88, of the catalogue's 100. Copies are plain memory copies.
+    "cpu": Efficiency(matmul=0.5, bandwidth=0.6, host_link=1.0, overlap=False, process=0.4e9),
+}
+
+COLLECTIVE = 0.8
+"""Share of a link's bandwidth that large collectives reach: NCCL's published bus bandwidths on
+NVLink 4 (about 360 of 450 GB/s) and InfiniBand (about 46 of 50)."""
+
+REFIT = 0.3
+"""Share of a link's bandwidth that weight synchronisation reaches: published refits take 0.12 s
+for 15.2 GB (verl, Qwen2.5-Math-7B, 8 H20: 0.28 of 450 GB/s) and 0.18 s for 8.8 GB (NeMo-RL,
+Qwen3-4B: less on faster links)."""
+
+
+@dataclass(frozen=True)
+class EngineTraits:
+    """How an engine drives a device.
+
+    Attributes:
+        layer_s: host seconds to issue one layer's forward pass.
+        step_s: host seconds of a decode step besides its layers: sampling, stop rules, scheduling.
+        refills: whether a waiting prompt takes the place of a sequence that ends, and the prompts
+            of a group share their cache; without, batches run one after another to their end.
+        slots: sequences decoded together at most.
+        switch_s: seconds to take the device over from another engine (wake up, rebuild caches).
+    """
+
+    layer_s: float
+    step_s: float
+    refills: bool
+    slots: int
+    switch_s: float = 0.0
+
+
+# Eager decoding of a 7B model with transformers takes about 25 ms a token on a fast GPU, which is
+# 0.8 ms for each of 28 layers. CUDA graphs bring that to microseconds.
+ENGINES = {
+    ("torch", "gpu"): EngineTraits(layer_s=800e-6, step_s=2e-3, refills=False, slots=1024),
+    ("vllm", "gpu"): EngineTraits(layer_s=15e-6, step_s=2e-3, refills=True, slots=1024),
+    ("megatron", "gpu"): EngineTraits(layer_s=400e-6, step_s=2e-3, refills=False, slots=1024),
+    # Measured with torch 2.13 on one core of an AMD EPYC (Zen 5): the difference between 6 and 2
+    # layers of a 128-wide Qwen2, one token: 0.26 ms a layer.
+    ("torch", "cpu"): EngineTraits(layer_s=260e-6, step_s=0.5e-3, refills=False, slots=1024),
+    ("vllm", "cpu"): EngineTraits(layer_s=260e-6, step_s=2e-3, refills=True, slots=256),
+}
+
+PACKED_TOKENS = 8192
+"""Tokens of one call where an engine packs sequences itself: prefill, and passes without a
+micro-batch in the plan. vLLM's default for chunked prefill."""
+
+HOST_SECONDS = 100e-6
+"""Of one core for a sample, where a host node declares nothing."""
+
+
+def engine_traits(engine: str, kind: str) -> EngineTraits:
+    """The traits of an engine on a kind of device; those of torch for one that is not known."""
+    return ENGINES.get((engine, kind), ENGINES["torch", kind])

@@ -1,0 +1,219 @@
+"""The cost model's public face: `CostModel` answers for nodes, host nodes and weight syncs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlinf_graph.compiler.cost import memory, training
+from rlinf_graph.compiler.cost.constants import EFFICIENCY, HOST_SECONDS, REFIT
+from rlinf_graph.compiler.cost.layout import SIZES, Hardware, Layout, hardware_of, refusal
+from rlinf_graph.compiler.cost.links import COLLECTIVE, ring
+from rlinf_graph.compiler.cost.lookup import shape_of
+from rlinf_graph.compiler.cost.passes import Parts, scaled
+from rlinf_graph.compiler.cost.rollout import Rollout
+from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.ir.cluster import Cluster, NodeGroup
+from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.ir.graph import Graph, ModelDef, Node
+from rlinf_graph.ir.plan import NodePlan, Parallel
+from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
+
+Items = tuple[tuple[str, float], ...]
+DeviceWork = Generate | Forward | Train
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """What a node costs in one iteration.
+
+    Attributes:
+        seconds: its devices are busy with it, all chunks together.
+        parts: seconds by cause; their sum is `seconds`.
+        resident: bytes of each device that stay between uses, by what they hold.
+        working: bytes of each device only while the node runs.
+        load_s: seconds to bring the resident part from host memory.
+        offload_s: seconds to take it there.
+        origin: `roofline`, `profiled` or `declared`.
+    """
+
+    seconds: float
+    parts: Items = ()
+    resident: Items = ()
+    working: Items = ()
+    load_s: float = 0.0
+    offload_s: float = 0.0
+    origin: str = "roofline"
+
+
+class CostModel:
+    """Costs of the nodes of one graph on one cluster. Answers are remembered."""
+
+    def __init__(self, graph: Graph, cluster: Cluster) -> None:
+        """Work out the models' shapes.
+
+        Raises:
+            CompileError: RG0404, for a model whose shape is not known.
+        """
+        self.graph = graph
+        self.cluster = cluster
+        self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
+        self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
+        self._hardware: dict[tuple[tuple[int, ...], Parallel], Hardware] = {}
+        self._layouts: dict[tuple[str, str, Hardware, NodePlan], Layout] = {}
+        self._costs: dict[tuple[str, DeviceWork, Layout, float], NodeCost] = {}
+
+    def node(
+        self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
+    ) -> NodeCost:
+        """The cost of a device node; `node.work` has been set by the pass `infer_volumes`.
+
+        Args:
+            node: rollout, forward or training; an evaluation costs what one run of it does.
+            devices: in the order of ranks: tensor parallel first, then context, data, pipeline.
+            settings: its layout.
+            kept: bytes that other nodes keep on each device meanwhile: a key-value cache has to
+                do with the rest.
+
+        Raises:
+            CompileError: RG0406, for a layout that cannot run.
+        """
+        work, layout = self._work(node), self._layout(node, devices, settings)
+        key = (node.name, work, layout, kept if isinstance(work, Generate) else 0.0)
+        if key not in self._costs:
+            self._costs[key] = _node_cost(layout, work, kept)
+        return self._costs[key]
+
+    def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
+        """Why `node` would raise RG0406, in a few words; None when it would not."""
+        shape = self.shapes[node.model or ""]
+        return refusal(shape, self._work(node), len(devices), settings)
+
+    def chunk_seconds(
+        self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
+    ) -> float:
+        """Seconds of one of the `settings.chunks` equal parts of a rollout or forward node."""
+        return self.node(node, devices, settings, kept).seconds / settings.chunks
+
+    def accumulate_seconds(
+        self, node: Node, devices: Sequence[int], settings: NodePlan, samples: int
+    ) -> float:
+        """Seconds of forward and backward over `samples`, spread over all data ranks."""
+        work = self._training(node)
+        return sum(
+            training.accumulate(self._layout(node, devices, settings), work, samples).values()
+        )
+
+    def optimizer_step_seconds(
+        self, node: Node, devices: Sequence[int], settings: NodePlan
+    ) -> float:
+        """Seconds of one optimizer step: gradients averaged over replicas, clipped, applied."""
+        return sum(training.optimizer_step(self._layout(node, devices, settings)).values())
+
+    def host(self, node: Node, processes: int, group: NodeGroup) -> NodeCost:
+        """The cost of a host node with so many processes on the processors of a node group.
+
+        Without work declared, a sample is taken to need 0.1 ms of a core.
+        """
+        work = node.work
+        if not isinstance(work, HostWork):
+            samples = node.volume[0].samples if node.volume else 1
+            work = HostWork(samples, HOST_SECONDS, "declared default")
+        used = max(1, min(processes, group.cpus * group.nodes))
+        seconds = work.samples * work.seconds_per_sample / used
+        return NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
+
+    def sync(
+        self, model: str, source: Sequence[int], target: Sequence[int], method: str
+    ) -> tuple[float, str]:
+        """Seconds to bring a model's weights from its trainer to who serves it, and the origin.
+
+        `copy` stays on the devices: the shards of the trainer are gathered, written once.
+        `broadcast` sends all weights through the slowest link on the way. The trainer's layout is
+        not asked for: every device is taken to need all of the weights.
+        """
+        definition, shape = self._models[model], self.shapes[model]
+        kinds = {self.cluster.group_of(d).device.kind for d in (*source, *target)}
+        dtype = _dtype(definition, "cpu" if "cpu" in kinds else "gpu")
+        size = shape.parameters(definition.head) * SIZES[dtype]
+        devices = sorted({*source, *target}) if method == "broadcast" else list(source)
+        slowest = min(
+            g.device.memory_bandwidth * EFFICIENCY[g.device.kind].bandwidth
+            for g in map(self.cluster.group_of, (*source, *target))
+        )
+        seconds = 2 * size / slowest
+        if len(devices) > 1:
+            seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / REFIT
+        return seconds, "roofline"
+
+    def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
+        model = node.model or ""
+        place = (tuple(devices), settings.parallel)
+        if place not in self._hardware:
+            refused = self.refusal(node, devices, settings)
+            if refused:
+                self._refuse(node, refused)
+            self._hardware[place] = hardware_of(self.cluster, place[0], settings.parallel)
+        hardware = self._hardware[place]
+        key = (node.name, model, hardware, settings)
+        if key not in self._layouts:
+            refused = self.refusal(node, devices, settings)
+            if refused:
+                self._refuse(node, refused)
+            definition, head = self._models[model], getattr(self._work(node), "head", "lm")
+            self._layouts[key] = Layout(
+                shape=self.shapes[model],
+                head=definition.head if head == "lm" else head,
+                dtype=_dtype(definition, hardware.kind),
+                hardware=hardware,
+                settings=settings,
+            )
+        return self._layouts[key]
+
+    def _refuse(self, node: Node, why: str) -> None:
+        raise fail("RG0406", f"`{node.name}` cannot be laid out so: {why}", node.span)
+
+    def _work(self, node: Node) -> DeviceWork:
+        if not isinstance(node.work, Generate | Forward | Train) or node.model is None:
+            raise TypeError(f"`{node.name}` has no work for devices; the cost model came too early")
+        return node.work
+
+    def _training(self, node: Node) -> Train:
+        work = self._work(node)
+        if not isinstance(work, Train):
+            raise TypeError(f"`{node.name}` is not trained")
+        return work
+
+
+def _dtype(model: ModelDef, kind: str) -> str:
+    if model.dtype == "auto":
+        return "bfloat16" if kind == "gpu" else "float32"
+    return model.dtype
+
+
+def _node_cost(layout: Layout, work: DeviceWork, kept: float) -> NodeCost:
+    chunks = layout.settings.chunks
+    match work:
+        case Generate():
+            rollout = Rollout(layout, work, kept)
+            parts, working = scaled(rollout.parts(), chunks), memory.rollout_working(rollout)
+        case Forward():
+            parts = scaled(training.forward_chunk(layout, work), chunks)
+            working = memory.pass_working(layout, work)
+        case Train():
+            parts, working = training.train_parts(layout, work), memory.pass_working(layout, work)
+    resident = memory.resident(layout, trained=isinstance(work, Train))
+    link = layout.hardware.host_link
+    moving = memory.moved(resident) / (link.bandwidth * layout.efficiency.host_link) + link.latency
+    return NodeCost(
+        seconds=sum(parts.values()),
+        parts=_items(parts),
+        resident=_items(resident),
+        working=_items(working),
+        load_s=moving,
+        offload_s=moving,
+    )
+
+
+def _items(parts: Parts) -> Items:
+    return tuple((name, value) for name, value in parts.items() if value)

@@ -1,0 +1,87 @@
+"""Forward nodes and training: seconds of a chunk, a micro-batch and an optimizer step."""
+
+from __future__ import annotations
+
+from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
+from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.passes import (
+    FORWARD,
+    RECOMPUTED,
+    TRAINING,
+    Packed,
+    Parts,
+    added,
+    bubble_of,
+    pass_parts,
+    per_rank,
+    scaled,
+    split_calls,
+)
+from rlinf_graph.ir.work import Forward, Lengths, Train
+
+
+def micro_batch_of(layout: Layout, lengths: Lengths) -> int:
+    """Samples of one call of a rank: the plan's, else what fits in `PACKED_TOKENS`."""
+    return layout.settings.micro_batch or max(1, int(PACKED_TOKENS // max(1.0, lengths.longest)))
+
+
+def forward_chunk(layout: Layout, work: Forward) -> Parts:
+    """Seconds by cause of one of the chunks of a forward node."""
+    parallel, chunks = layout.parallel, layout.settings.chunks
+    mine = per_rank(work.samples, chunks * parallel.dp)
+    calls, rest = split_calls(mine, micro_batch_of(layout, work.lengths))
+    bubble = bubble_of(parallel.pp, calls + bool(rest))
+
+    def call(samples: int) -> Parts:
+        return pass_parts(layout, Packed.of(samples, work.lengths, layout.head), FORWARD, bubble)
+
+    whole = scaled(call(micro_batch_of(layout, work.lengths)), calls) if calls else {}
+    return added(whole, call(rest) if rest else {})
+
+
+def samples_per_step(work: Train) -> int:
+    """Samples of one optimizer step."""
+    return max(1, round(work.samples * work.epochs / max(1, work.optimizer_steps)))
+
+
+def accumulate(layout: Layout, work: Train, samples: int) -> Parts:
+    """Seconds by cause of forward and backward over `samples`, spread over the data ranks."""
+    parallel = layout.parallel
+    mine = per_rank(samples, parallel.dp)
+    step = per_rank(samples_per_step(work), parallel.dp)
+    calls, rest = split_calls(step, micro_batch_of(layout, work.lengths))
+    bubble = bubble_of(parallel.pp, calls + bool(rest))
+    kind = RECOMPUTED if layout.settings.recompute else TRAINING
+    return pass_parts(layout, Packed.of(mine, work.lengths, layout.head), kind, bubble)
+
+
+def optimizer_step(layout: Layout) -> Parts:
+    """Seconds by cause of averaging the gradients over replicas, clipping and AdamW.
+
+    AdamW reads and writes weights, both moments and, in mixed precision, the master copy, and
+    reads the gradient, which the norm for clipping reads once more.
+    """
+    parallel, data = layout.parallel, layout.hardware.data
+    weights = layout.held_weights
+    state = optimizer_bytes(layout)
+    touched = weights * (2 * (layout.element + state) + 2 * layout.element)
+    parts: Parts = {"optimizer": touched / layout.bandwidth + layout.launch_s()}
+    if parallel.dp * parallel.cp > 1 and not layout.sharded:
+        gradients = layout.replica_weights * layout.element
+        parts["gradient all-reduce"] = data.all_reduce(gradients)
+    return parts
+
+
+def optimizer_bytes(layout: Layout) -> int:
+    """Bytes of AdamW for a weight: two moments, and a float32 master copy of a shorter format."""
+    return 2 * layout.element if layout.element >= 4 else 12
+
+
+def train_parts(layout: Layout, work: Train) -> Parts:
+    """Seconds by cause of an iteration's training."""
+    ranks, micro_batch = layout.parallel.dp, micro_batch_of(layout, work.lengths)
+    calls, rest = split_calls(per_rank(samples_per_step(work), ranks), micro_batch)
+    whole = scaled(accumulate(layout, work, micro_batch * ranks), calls) if calls else {}
+    last = accumulate(layout, work, rest * ranks) if rest else {}
+    step = added(whole, last, optimizer_step(layout))
+    return scaled(step, work.optimizer_steps)
