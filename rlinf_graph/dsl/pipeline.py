@@ -41,7 +41,7 @@ class Pipeline:
             "RG0108",
             f"pipeline `{self.name}` was called",
             Span.of_frame(caller()),
-            help=("rlinf-graph compile FILE, or rl.run(pipeline, ...)",),
+            help=("rlinf-graph run FILE",),
         )
 
     def build(self, **parameters: Any) -> Graph:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,16 @@ class Engines:
     """All engine instances of a program in one process."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, program: Program, cluster: Cluster, seed: int
+        self,
+        graph: Graph,
+        plan: Plan,
+        program: Program,
+        cluster: Cluster,
+        seed: int,
+        initial: Mapping[str, str],
     ) -> None:
-        """Load every model where the plan wants it."""
+        """Load every model where the plan wants it; `initial` names folders to start from."""
+        self._initial = initial
         self._graph, self._plan, self._cluster, self._seed = graph, plan, cluster, seed
         self._engines: dict[Instance, Engine] = {}
         self._held: dict[Instance, int] = {}
@@ -100,6 +108,8 @@ class Engines:
         if instance in self._engines:
             return
         model = self._graph.model(instance.model)
+        if instance.model in self._initial:
+            model = replace(model, path=self._initial[instance.model], weights="pretrained")
         kind = self._cluster.group_of(instance.devices[0]).device.kind
         self._engines[instance] = engine_class(instance.engine)(
             model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ def run(
     *,
     iterations: int,
     seed: int = 0,
+    initial: Mapping[str, str] | None = None,
+    loaded: Callable[[], None] = lambda: None,
     report: Callable[[IterationRecord], None] = lambda _record: None,
 ) -> LocalRun:
     """Interpret a program, all its workers in turn.
@@ -48,13 +50,16 @@ def run(
         cluster: says what the devices are.
         iterations: how many.
         seed: of every random draw.
+        initial: folders to load first weights from, by model, instead of the declared ones.
+        loaded: called when the models are there and the first iteration begins.
         report: called with each finished iteration.
 
     Raises:
         CompileError: with the cause, when a node fails.
     """
-    engines = Engines(graph, plan, program, cluster, seed)
+    engines = Engines(graph, plan, program, cluster, seed, initial or {})
     recorder = Recorder(sum(group.ranks for group in program.groups), report)
     machine = LocalMachine(graph, engines, recorder, seed)
+    loaded()
     events = Interpreter(program, machine, seed=seed).run(iterations)
     return LocalRun(events, engines)

@@ -101,16 +101,5 @@ def representatives(leaves: list[Leaf]) -> list[int]:
     return sorted({device for leaf in leaves for device in leaf.devices})
 
 
-def used(
-    name: str,
-    leaves: list[Leaf],
-    options: Mapping[str, Option],
-    shared: Mapping[str, str],
-) -> float:
-    """Bytes a device that a node needs while it runs, without its neighbours."""
-    own = options[name].working
-    return own if name in shared else own + options[name].resident
-
-
 def _switch_seconds(names: frozenset[str], options: Mapping[str, Option]) -> float:
     return sum(options[n].cost.load_s + options[n].cost.offload_s for n in names)

@@ -1,0 +1,132 @@
+"""Compile and run from Python, as the command line does."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlinf_graph.backends.record import IterationRecord
+from rlinf_graph.cli.output import RunFolder
+from rlinf_graph.compiler.compile import Compiled, accept_plan, compile_graph
+from rlinf_graph.dsl.pipeline import Pipeline
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.cluster_file import load_cluster
+from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.timeline import Event
+from rlinf_graph.nodes.plugins import load_plugins
+
+Report = Callable[[IterationRecord, float], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        records: metrics of each iteration, `seconds` among them.
+        events: the timeline, on the workers' own clocks.
+        seconds: by the wall clock, without loading.
+    """
+
+    records: list[dict[str, Any]]
+    events: list[Event]
+    seconds: float
+
+    @property
+    def iteration_s(self) -> float:
+        """Median seconds of an iteration; the first, which warms up, does not count."""
+        times = [record["seconds"] for record in self.records]
+        return statistics.median(times[1:] or times)
+
+
+def compile_pipeline(
+    pipeline: Pipeline | Graph,
+    cluster: str | Cluster = "local",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    pins: Mapping[str, str] | None = None,
+    plan: Plan | None = None,
+    after: Callable[[str, Graph], None] | None = None,
+) -> Compiled:
+    """Check a pipeline and plan it, or check the plan that is given.
+
+    Raises:
+        CompileError: with everything that is wrong.
+    """
+    load_plugins()
+    machines = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
+    if plan is not None:
+        return accept_plan(graph, machines, plan)
+    return compile_graph(graph, machines, pins=pins, after=after)
+
+
+def run_compiled(
+    compiled: Compiled,
+    *,
+    iterations: int,
+    folder: Path,
+    seed: int = 0,
+    backend: str = "local",
+    initial: Mapping[str, str] | None = None,
+    report: Report = lambda _record, _seconds: None,
+) -> RunResult:
+    """Run a plan and keep what it gives.
+
+    Args:
+        compiled: what to run.
+        iterations: how many.
+        folder: for metrics, samples and checkpoints of the trained models.
+        seed: of every random draw.
+        backend: `local`.
+        initial: folders to load first weights from, by model.
+        report: called with each finished iteration and its seconds.
+
+    Raises:
+        CompileError: RG0606 for a backend that is not there, else the cause of a failure.
+    """
+    if backend != "local":
+        raise fail("RG0606", f"there is no backend `{backend}`", help=("--backend local",))
+    from rlinf_graph.backends.local import run as local
+
+    with RunFolder(folder) as out:
+        clock = _Clock()
+
+        def finished(record: IterationRecord) -> None:
+            seconds = clock.lap()
+            out.write(record, seconds=seconds)
+            report(record, seconds)
+
+        done = local.run(
+            compiled.program, compiled.graph, compiled.plan, compiled.cluster,
+            iterations=iterations, seed=seed, initial=initial, loaded=clock.start, report=finished,
+        )  # fmt: skip
+        seconds = clock.total
+        for model in compiled.graph.trainers():
+            done.save(model, folder / "checkpoint" / model)
+    return RunResult(out.records, done.events, seconds)
+
+
+class _Clock:
+    """Seconds of each iteration by the wall clock."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self._began = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    @property
+    def total(self) -> float:
+        return self._last - self._began

@@ -1,0 +1,209 @@
+"""`rlinf-graph`: compile, explain and run pipelines."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from rlinf_graph.ir import diagnostic
+from rlinf_graph.ir.diagnostic import CompileError, fail
+
+app = typer.Typer(
+    help="Compile, explain and run reinforcement-learning pipelines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+cluster_app = typer.Typer(help="Descriptions of machines.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
+
+
+class ExplainFormat(StrEnum):
+    """How a plan is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Target = Annotated[str, typer.Argument(metavar="FILE[:PIPELINE]", help="the pipeline's file")]
+ClusterOption = Annotated[
+    str, typer.Option("--cluster", metavar="C", help="a TOML file, `local`, or such as 16xH100")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a pipeline parameter")
+]
+PinOption = Annotated[
+    list[str] | None, typer.Option("--pin", metavar="NODE=DEVICES", help="such as rollout=0-7")
+]
+
+
+@app.command("compile")
+def compile_command(
+    target: Target,
+    cluster: ClusterOption = "local",
+    settings: SetOption = None,
+    pins: PinOption = None,
+    explain: Annotated[
+        ExplainFormat | None, typer.Option("--explain", help="print the plan and its reasons")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN")] = None,
+    dump_after: Annotated[
+        str | None, typer.Option("--dump-after", metavar="PASS", help="print the graph as JSON")
+    ] = None,
+) -> None:
+    """Check a pipeline and choose the best plan for a cluster."""
+    from rlinf_graph.cli.api import compile_pipeline
+    from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.ir import graph as graphs
+    from rlinf_graph.ir import plan as plans
+
+    def dump(name: str, graph: graphs.Graph) -> None:
+        if name == dump_after:
+            print(graphs.dumps(graph))
+
+    pipeline, others = load_pipeline(target)
+    compiled = compile_pipeline(
+        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), after=dump
+    )
+    if output is not None:
+        output.write_text(plans.dumps(compiled.plan))
+        print(f"plan written to {output}", file=sys.stderr)
+    if explain is not None or (output is None and dump_after is None):
+        _print_explain(compiled, explain or ExplainFormat.TEXT)
+    if others:
+        print(f"other pipelines in this file: {', '.join(others)}", file=sys.stderr)
+
+
+@app.command("run")
+def run_command(
+    target: Target,
+    cluster: ClusterOption = "local",
+    plan: Annotated[Path | None, typer.Option("--plan", help="written by compile -o")] = None,
+    backend: Annotated[str, typer.Option(help="where it runs: local")] = "local",
+    iterations: Annotated[int, typer.Option(min=1)] = 10,
+    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    settings: SetOption = None,
+    pins: PinOption = None,
+    init: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL=FOLDER", help="first weights of a model")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; runs/PIPELINE by default")] = None,
+) -> None:
+    """Run a pipeline, by a plan or by the best one."""
+    from rlinf_graph.cli.api import compile_pipeline, run_compiled
+    from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.progress import progress
+    from rlinf_graph.ir import plan as plans
+
+    pipeline, _others = load_pipeline(target)
+    given = None if plan is None else plans.loads(_read(plan), str(plan))
+    compiled = compile_pipeline(
+        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), plan=given
+    )
+    folder = out or Path("runs") / pipeline.name
+    with progress(pipeline.name, iterations) as report:
+        done = run_compiled(
+            compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
+            initial=_pairs(init), report=report,
+        )  # fmt: skip
+    estimate = compiled.plan.estimate
+    shown = f", estimated {estimate.iteration_s:.3g} s" if estimate else ""
+    print(f"{iterations} iterations in {done.seconds:.1f} s; "
+          f"median {done.iteration_s:.3g} s{shown}; results in {folder}")  # fmt: skip
+
+
+@app.command("explain")
+def explain_command(code: str) -> None:
+    """Print the page about a diagnostic, such as RG0301."""
+    print(diagnostic.page(code.upper()), end="")
+
+
+@app.command("nodes")
+def nodes_command() -> None:
+    """List the node types with their signatures."""
+    from rlinf_graph.dsl.node import node_types
+    from rlinf_graph.nodes.plugins import load_plugins
+
+    load_plugins()
+    for name, kind in sorted(node_types().items()):
+        models = [f"{s.name}: Model ({s.port})" for s in kind.models]
+        inputs = [f"{s.name}: {' | '.join(s.types)}{'?' * s.optional}" for s in kind.inputs]
+        options = [f"{s.name}={s.default!r}" if not s.required else s.name for s in kind.options]
+        outputs = ", ".join(kind.outputs) or "None"
+        print(f"{name}({', '.join([*models, *inputs])}) -> {outputs}")
+        print(f"    {kind.doc}")
+        if options:
+            print(f"    options: {', '.join(options)}")
+
+
+@cluster_app.command("detect")
+def detect_command(
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE")] = None,
+) -> None:
+    """Describe this machine as a cluster file."""
+    from rlinf_graph.ir.cluster_file import detect, dump_cluster
+
+    text = dump_cluster(detect())
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text)
+        print(f"written to {output}", file=sys.stderr)
+
+
+def main() -> NoReturn:
+    """Run the command line; diagnostics go to stderr, and the exit status is 1."""
+    try:
+        app(_with_explain_value(sys.argv[1:]), standalone_mode=False)
+    except CompileError as error:
+        print(error, file=sys.stderr)
+        known = set(diagnostic.codes())
+        codes = sorted({d.code for d in error.diagnostics} & known)
+        if codes:
+            print(f"\nfor more: rlinf-graph explain {codes[0]}", file=sys.stderr)
+        sys.exit(1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+    sys.exit(0)
+
+
+def _with_explain_value(arguments: list[str]) -> list[str]:
+    """`--explain` alone means `--explain=text`."""
+    return ["--explain=text" if argument == "--explain" else argument for argument in arguments]
+
+
+def _print_explain(compiled: object, form: ExplainFormat) -> None:
+    from rlinf_graph.compiler.explain import explain, render_json, render_text
+
+    report = explain(compiled)  # pyright: ignore[reportArgumentType]  # imported lazily
+    print(render_json(report) if form is ExplainFormat.JSON else render_text(report))
+
+
+def _pairs(given: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in given or []:
+        name, sign, value = item.partition("=")
+        if not sign or not name:
+            raise fail("RG0107", f"cannot read `{item}`", help=("write NAME=VALUE",))
+        pairs[name] = value
+    return pairs
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise fail("RG0601", f"cannot read {path}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main()
