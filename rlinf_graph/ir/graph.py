@@ -261,8 +261,7 @@ def _read(data: dict[str, Any]) -> Graph:
         name=data["name"],
         nodes=tuple(_read_node(n) for n in data["nodes"]),
         models=tuple(
-            ModelDef(**(m | {"engines": tuple(m["engines"].items())}))
-            for m in data["models"]
+            ModelDef(**(m | {"engines": tuple(m["engines"].items())})) for m in data["models"]
         ),
         file=data["file"],
         parameters=tuple((k, from_json(v)) for k, v in data["parameters"].items()),

@@ -114,6 +114,8 @@ class _Queue:
 class _RingState:
     ring: Ring
     turn: int = 0
+    round: int = 0
+    taken: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict[Any, int](int))
     released: int = 0
     last_release: float = 0.0
     free_at: float = 0.0
@@ -240,9 +242,10 @@ class Interpreter:
             self.machine.drop(free.edge, at.iteration)
 
     def _acquire(self, group: WorkerGroup, acquire: Acquire, at: Position) -> Process:
-        state = self._rings[acquire.turn]
-        while state.turn != acquire.position:
+        state, key = self._rings[acquire.turn], (group.name, at.rank)
+        while (state.round, state.turn) != (state.taken[key], acquire.position):
             yield f"its turn on {acquire.turn} (position {state.turn} has it)"
+        state.taken[key] += 1
         self._wait_until(group, at, state.free_at)
 
     def _release(self, group: WorkerGroup, release: Release, at: Position) -> None:
@@ -252,6 +255,7 @@ class Interpreter:
         state.last_release = max(state.last_release, self.clock[group.name, at.rank])
         if state.released == sum(self.ranks(name) for name in holders):
             state.turn = (state.turn + 1) % len(state.ring.positions)
+            state.round += state.turn == 0
             state.released = 0
             state.free_at = max(state.free_at, state.last_release)
 

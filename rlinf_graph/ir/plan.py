@@ -215,13 +215,18 @@ def devices_of(placement: Placement) -> tuple[int, ...]:
 
 
 def mode_of(placement: Placement) -> Literal["collocated", "disaggregated", "hybrid", "single"]:
-    """The word for a tree: what explain calls it."""
+    """The word for a tree: what explain calls it.
+
+    Collocated: all nodes on the same devices. Disaggregated: every two nodes on the same or on
+    disjoint devices. Hybrid: some nodes share only a part of their devices.
+    """
+    sets = {frozenset(leaf.devices) for leaf in leaves_of(placement)}
     if isinstance(placement, Leaf):
         return "single"
-    parts = placement.parts
-    if all(isinstance(part, Leaf) for part in parts):
-        return "collocated" if isinstance(placement, Turn) else "disaggregated"
-    return "hybrid"
+    if len(sets) == 1:
+        return "collocated"
+    disjoint = sum(len(devices) for devices in sets) == len(frozenset[int]().union(*sets))
+    return "disaggregated" if disjoint else "hybrid"
 
 
 def leaves_of(placement: Placement) -> Iterator[Leaf]:

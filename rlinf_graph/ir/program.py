@@ -68,13 +68,10 @@ class Select:
         if self.part is Part.ALL:
             return np.arange(total)
         index = at.chunk if self.part is Part.CHUNK else at.minibatch
-        size = total // self.count
-        start, stop = index * size, (index + 1) * size
+        start, stop = _cut(0, total, index, self.count)
         if self.part is Part.MINIBATCH:
-            width = size // self.micro_batches
-            start, stop = start + at.micro_batch * width, start + (at.micro_batch + 1) * width
-        shard = (stop - start) // ranks
-        rows = np.arange(start + at.rank * shard, start + (at.rank + 1) * shard)
+            start, stop = _cut(start, stop, at.micro_batch, self.micro_batches)
+        rows = np.arange(*_cut(start, stop, at.rank, ranks))
         if self.permute and at.epoch > 0:
             key = np.random.Philox(key=seed, counter=[at.iteration, at.epoch, 0, 0])
             return np.random.Generator(key).permutation(total)[rows]
@@ -287,6 +284,12 @@ def _chunks(body: tuple[Instruction, ...]) -> int:
         if isinstance(instruction, When):
             return _chunks(instruction.body)
     return 1
+
+
+def _cut(start: int, stop: int, index: int, parts: int) -> tuple[int, int]:
+    """Part `index` of a range cut into `parts` as equal as they can be."""
+    size = stop - start
+    return start + size * index // parts, start + size * (index + 1) // parts
 
 
 def _along(at: Position, axis: Axis, index: int) -> Position:

@@ -98,11 +98,12 @@ class Layouts:
         edge = node.inputs[0]
         volume = self.graph.node(edge.source.node).volume[edge.source.output]
         units = volume.samples // volume.group
-        cut = 1 if node.role is Role.EVALUATE else chunks
-        if units % (ranks * cut):
-            return
         parallel = Parallel(dp=ranks, tp=tp)
-        yield NodePlan(parallel=parallel, chunks=cut)
+        if node.role is Role.EVALUATE:  # shares may differ by one sample
+            if units >= ranks:
+                yield NodePlan(parallel=parallel)
+        elif units % (ranks * chunks) == 0:
+            yield NodePlan(parallel=parallel, chunks=chunks)
 
     def samples(self, node: Node) -> int:
         """Samples that a node takes in an iteration."""

@@ -91,7 +91,7 @@ class Search:
             raise no_plan_fits(self.graph, self.cluster, infeasible, pins, self._larger(pins))
         done, bound = self._simulate(candidates, time.perf_counter() + self.limit_s)
         best = min(done, key=_order)
-        done += self._families(candidates, done, best)
+        done += self._families(candidates, done)
         families = {s.candidate.family: s for s in sorted(done, key=_order, reverse=True)}
         families.pop(best.candidate.family, None)
         others = sorted(families.values(), key=_order)
@@ -148,16 +148,13 @@ class Search:
             best = min(best, done[-1].seconds)
         return done, best
 
-    def _families(
-        self, candidates: list[Candidate], done: list[Simulated], best: Simulated
-    ) -> list[Simulated]:
+    def _families(self, candidates: list[Candidate], done: list[Simulated]) -> list[Simulated]:
         """A representative of each family that was pruned: the one with the lowest bound."""
         seen = {s.candidate.family for s in done}
         left = [c for c in candidates if c.family not in seen]
         first: dict[tuple[str, int], Candidate] = {}
         for candidate in sorted(left, key=lambda c: (c.bound, c.chunks, c.label())):
-            if candidate.staleness in (0, best.candidate.staleness):
-                first.setdefault(candidate.family, candidate)
+            first.setdefault(candidate.family, candidate)
         return [self.simulated(candidate) for candidate in first.values()]
 
     def simulated(self, candidate: Candidate) -> Simulated:

@@ -81,7 +81,7 @@ class Space:
         missing: Infeasible | None = None
         found = False
         for chunks in CHUNKS if any_split(placement) else (1,):
-            fronts = [self.layouts.options(x.node, x.devices, chunks) for x in leaves]
+            fronts = [self._front(leaf, leaves, chunks) for leaf in leaves]
             for leaf, front in zip(leaves, fronts, strict=True):
                 if not front and chunks == 1:
                     text = f"{leaf.node}: no division of its batch by {len(leaf.devices)}"
@@ -95,6 +95,16 @@ class Space:
                 yield from made
         if not found and missing is not None:
             yield missing
+
+    def _front(self, leaf: Leaf, leaves: list[Leaf], chunks: int) -> list[Option]:
+        """The options of a leaf; a follower uses the very devices of the node it accompanies."""
+        devices = leaf.devices
+        if leaf.node in self._shared:
+            leader = next(x for x in leaves if x.node == self._shared[leaf.node])
+            front = self.layouts.options(leader.node, leader.devices, chunks)
+            used = front[0].settings.parallel.devices if front else 0
+            devices = devices[:used]
+        return self.layouts.options(leaf.node, devices, chunks) if devices else []
 
     def _fitted(
         self, placement: Placement, leaves: list[Leaf], choice: tuple[Option, ...], chunks: int
