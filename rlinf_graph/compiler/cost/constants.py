@@ -5,7 +5,7 @@ Few and rough on purpose: they put plans in order before anything has been measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ EFFICIENCY = {
     # data sheet. host_link: pageable copies reach under half of PCIe. process: torchtitan's peaks
     # less its countable parts, and what a CUDA context takes.
     "gpu": Efficiency(matmul=0.40, bandwidth=0.75, host_link=0.4, overlap=True, process=1.5e9),
-    # Measured with torch 2.13 on one core: 2 and 6 layers of Qwen2 at width 128 reach 43 to 57
-    # GFLOP/s, at 256 80 and at 512 88, of the catalogue's 100. Copies are plain memory copies.
-    "cpu": Efficiency(matmul=0.5, bandwidth=0.6, host_link=1.0, overlap=False, process=0.4e9),
+    # Measured with torch 2.13 on one core of an AMD EPYC (Zen 5), Qwen2 with 2 and 6 layers: the
+    # matrix products of width 128 reach 43 to 57 GFLOP/s, of 256 80 and of 512 88, of the
+    # catalogue's 100; growing and reading a key-value cache reaches 6 to 10 of 20 GB/s.
+    "cpu": Efficiency(matmul=0.5, bandwidth=0.35, host_link=1.0, overlap=False, process=0.4e9),
 }
 
 COLLECTIVE = 0.8
@@ -58,29 +59,53 @@ class EngineTraits:
     Attributes:
         layer_s: host seconds to issue one layer's forward pass.
         step_s: host seconds of a decode step besides its layers: sampling, stop rules, scheduling.
-        refills: whether a waiting prompt takes the place of a sequence that ends, and the prompts
-            of a group share their cache; without, batches run one after another to their end.
+        paged: whether it manages its key-value cache itself: sequences that do not fit wait and
+            take the places of those that end, and the prompts of a group share their cache.
+            Without, a batch is decoded to its end, and halves when half of it has ended.
         slots: sequences decoded together at most.
-        switch_s: seconds to take the device over from another engine (wake up, rebuild caches).
+        packs: whether training batches are packed; without, they are padded to their longest.
+        cache_touches: how often a step moves the cache through memory.
+        logit_bytes: moved for one logit of a step: cast, softmax, noise, argmax.
     """
 
     layer_s: float
     step_s: float
-    refills: bool
+    paged: bool
     slots: int
-    switch_s: float = 0.0
+    packs: bool
+    cache_touches: int
+    logit_bytes: int
 
 
-# Eager decoding of a 7B model with transformers takes about 25 ms a token on a fast GPU, which is
-# 0.8 ms for each of 28 layers. CUDA graphs bring that to microseconds.
+# torch: eager decoding of a 7B model with transformers takes about 25 ms a token on a fast GPU,
+# 0.8 ms for each of 28 layers; on one core of an AMD EPYC (Zen 5), the difference between 6 and 2
+# layers of a 128-wide Qwen2 at one token is 0.26 ms a layer (torch 2.13). Its cache grows by
+# concatenation: read, written, read. Keyed noise takes some 50 passes over 64-bit words a logit.
+# vllm: CUDA graphs bring a layer to microseconds; a step costs its scheduler milliseconds.
+_TORCH = EngineTraits(
+    layer_s=800e-6,
+    step_s=2e-3,
+    paged=False,
+    slots=2**20,
+    packs=False,
+    cache_touches=3,
+    logit_bytes=400,
+)
+_VLLM = EngineTraits(
+    layer_s=15e-6,
+    step_s=2e-3,
+    paged=True,
+    slots=1024,
+    packs=True,
+    cache_touches=1,
+    logit_bytes=16,
+)
 ENGINES = {
-    ("torch", "gpu"): EngineTraits(layer_s=800e-6, step_s=2e-3, refills=False, slots=1024),
-    ("vllm", "gpu"): EngineTraits(layer_s=15e-6, step_s=2e-3, refills=True, slots=1024),
-    ("megatron", "gpu"): EngineTraits(layer_s=400e-6, step_s=2e-3, refills=False, slots=1024),
-    # Measured with torch 2.13 on one core of an AMD EPYC (Zen 5): the difference between 6 and 2
-    # layers of a 128-wide Qwen2, one token: 0.26 ms a layer.
-    ("torch", "cpu"): EngineTraits(layer_s=260e-6, step_s=0.5e-3, refills=False, slots=1024),
-    ("vllm", "cpu"): EngineTraits(layer_s=260e-6, step_s=2e-3, refills=True, slots=256),
+    ("torch", "gpu"): _TORCH,
+    ("torch", "cpu"): replace(_TORCH, layer_s=260e-6, step_s=0.5e-3),
+    ("vllm", "gpu"): _VLLM,
+    ("vllm", "cpu"): replace(_VLLM, layer_s=260e-6, slots=256),
+    ("megatron", "gpu"): replace(_TORCH, layer_s=400e-6, packs=True),
 }
 
 PACKED_TOKENS = 8192

@@ -7,7 +7,12 @@ import math
 from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.rollout import Rollout
-from rlinf_graph.compiler.cost.training import micro_batch_of, optimizer_bytes, samples_per_step
+from rlinf_graph.compiler.cost.training import (
+    gradient_bytes,
+    micro_batch_of,
+    optimizer_bytes,
+    samples_per_step,
+)
 from rlinf_graph.ir.work import Forward, Lengths, Train
 
 Bytes = dict[str, float]
@@ -17,14 +22,15 @@ Bytes = dict[str, float]
 def resident(layout: Layout, trained: bool) -> Bytes:
     """What stays between uses.
 
-    A trained bfloat16 weight takes 16 bytes: 2 itself, 2 its gradient, 12 AdamW's two float32
-    moments and the float32 master copy. (torchtitan's peaks for Llama-3.1-8B at FSDP 8 and 128
-    differ by 17.1 to 17.6 bytes a weight.) A float32 weight takes 16 too: 4, 4 and 8.
+    A trained bfloat16 weight takes 18 bytes: 2 itself, 4 its gradient, which adds up in float32,
+    12 the float32 master copy and AdamW's two moments. (torchtitan's published peaks of
+    Llama-3.1-8B at FSDP 8 and 128 differ by 17.1 to 17.6 bytes a weight.) A float32 weight takes
+    16: 4, 4 and 8.
     """
     held = layout.held_weights
     parts: Bytes = {"weights": held * layout.element}
     if trained:
-        parts["gradients"] = held * layout.element
+        parts["gradients"] = held * gradient_bytes(layout)
         master = " and master" if layout.element < 4 else ""
         parts[f"optimizer{master}"] = held * optimizer_bytes(layout)
     return parts
@@ -38,7 +44,9 @@ def moved(parts: Bytes) -> float:
 def rollout_working(rollout: Rollout) -> Bytes:
     """Only while sampling."""
     layout = rollout.layout
-    tokens = min(PACKED_TOKENS, rollout.prompts * rollout.work.prompt_tokens)
+    tokens = rollout.prompts * rollout.work.prompt_tokens
+    if layout.traits.paged:
+        tokens = min(PACKED_TOKENS, tokens)
     return {
         "kv cache": rollout.cache_bytes,
         "logits": rollout.slots * rollout.logits_bytes,
@@ -52,7 +60,10 @@ def pass_working(layout: Layout, work: Forward | Train) -> Bytes:
     trained = isinstance(work, Train)
     samples = samples_per_step(work) if trained else work.samples / layout.settings.chunks
     mine = math.ceil(samples / layout.parallel.dp)
-    tokens = peak_tokens(min(mine, micro_batch_of(layout, work.lengths)), work.lengths)
+    together = min(mine, micro_batch_of(layout, work.lengths))
+    tokens = peak_tokens(together, work.lengths)
+    if trained and not layout.traits.packs:
+        tokens = together * work.lengths.longest
     tokens /= layout.parallel.cp
     if trained:
         activations = _training_activations(layout, tokens)

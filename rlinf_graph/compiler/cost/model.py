@@ -60,7 +60,7 @@ class CostModel:
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
         self._hardware: dict[tuple[tuple[int, ...], Parallel], Hardware] = {}
-        self._layouts: dict[tuple[str, str, Hardware, NodePlan], Layout] = {}
+        self._layouts: dict[tuple[str, tuple[int, ...], NodePlan], Layout] = {}
         self._costs: dict[tuple[str, DeviceWork, Layout, float], NodeCost] = {}
 
     def node(
@@ -147,31 +147,30 @@ class CostModel:
         return seconds, "roofline"
 
     def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
-        model = node.model or ""
-        place = (tuple(devices), settings.parallel)
-        if place not in self._hardware:
-            refused = self.refusal(node, devices, settings)
-            if refused:
-                self._refuse(node, refused)
-            self._hardware[place] = hardware_of(self.cluster, place[0], settings.parallel)
-        hardware = self._hardware[place]
-        key = (node.name, model, hardware, settings)
+        place = tuple(devices)
+        key = (node.name, place, settings)
         if key not in self._layouts:
-            refused = self.refusal(node, devices, settings)
-            if refused:
-                self._refuse(node, refused)
-            definition, head = self._models[model], getattr(self._work(node), "head", "lm")
+            refused = self.refusal(node, place, settings)
+            if refused is not None:
+                message = f"`{node.name}` cannot be laid out so: {refused}"
+                raise fail("RG0406", message, node.span)
+            hardware = self._hardware_of(place, settings.parallel)
+            model = self._models[node.model or ""]
+            head = getattr(self._work(node), "head", "lm")
             self._layouts[key] = Layout(
-                shape=self.shapes[model],
-                head=definition.head if head == "lm" else head,
-                dtype=_dtype(definition, hardware.kind),
+                shape=self.shapes[model.name],
+                head=model.head if head == "lm" else head,
+                dtype=_dtype(model, hardware.kind),
                 hardware=hardware,
                 settings=settings,
             )
         return self._layouts[key]
 
-    def _refuse(self, node: Node, why: str) -> None:
-        raise fail("RG0406", f"`{node.name}` cannot be laid out so: {why}", node.span)
+    def _hardware_of(self, devices: tuple[int, ...], parallel: Parallel) -> Hardware:
+        key = (devices, parallel)
+        if key not in self._hardware:
+            self._hardware[key] = hardware_of(self.cluster, devices, parallel)
+        return self._hardware[key]
 
     def _work(self, node: Node) -> DeviceWork:
         if not isinstance(node.work, Generate | Forward | Train) or node.model is None:

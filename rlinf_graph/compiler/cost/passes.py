@@ -36,6 +36,22 @@ class Packed:
         outputs = samples if head == "score" else samples * mean
         return cls(samples, samples * mean, samples * square, outputs)
 
+    def padded(self, lengths: Lengths) -> Packed:
+        """The same batch with every sequence as long as the expected longest of them."""
+        longest = expected_longest(lengths, self.samples)
+        tokens = self.samples * longest
+        return Packed(self.samples, tokens, tokens * longest, self.outputs)
+
+
+def expected_longest(lengths: Lengths, samples: float) -> float:
+    """Mean length of the longest of so many sequences."""
+    ends = sorted(lengths.quantiles)
+    longest = previous = 0.0
+    for index, end in enumerate(ends):
+        longest += (end - previous) * (1 - (index / len(ends)) ** samples)
+        previous = end
+    return longest
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -3,7 +3,7 @@
 The batch shrinks as sequences end, so a step late in the tail costs almost as much as a full one
 and yields a few tokens: a model of the mean length would be wrong by construction. Where the
 key-value cache does not hold every sequence at once, those that wait take the places that become
-free (engines that refill) or run in a later batch.
+free (engines that page their cache) or run in a later batch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ Array = npt.NDArray[np.float64]
 
 CACHE_LIMIT = 0.9
 """Share of a device's memory that weights and key-value cache may take together, as vLLM has it."""
-
-SAMPLING_READS = 4
-"""How often the float32 logits of a step are read or written: cast, scale, softmax, draw."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,17 @@ class Rollout:
         return np.arange(count, 0, -1, dtype=np.float64) / count
 
     @cached_property
+    def rows(self) -> Array:
+        """The share of a batch that is decoded: those alive, or the batch since it last halved."""
+        if self.layout.traits.paged:
+            return self.alive
+        shares, row = np.empty_like(self.alive), 1.0
+        for index, share in enumerate(self.alive.tolist()):
+            row = share if share <= row / 2 else row
+            shares[index] = row
+        return shares
+
+    @cached_property
     def residual(self) -> float:
         """Response tokens that a sequence has on average at a random step of its life."""
         total = float(self.ends.sum())
@@ -80,9 +88,9 @@ class Rollout:
     @cached_property
     def sequence_tokens(self) -> float:
         """Cache that a sequence needs when many run: at the worst moment of a common start."""
-        shared = self.work.group if self.layout.traits.refills else 1
+        shared = self.work.group if self.layout.traits.paged else 1
         prompt = self.work.prompt_tokens / max(1, shared)
-        together = float(np.max(self.alive * (prompt + self.ends)))
+        together = float(np.max(self.rows * (prompt + self.ends)))
         return max(together, prompt + self.residual)
 
     @cached_property
@@ -94,11 +102,12 @@ class Rollout:
 
     @cached_property
     def slots(self) -> int:
-        """Sequences decoded together."""
-        need = self.sequence_tokens * self.token_bytes + self.logits_bytes
-        fitting = max(1, int(self.capacity / need)) if need else self.sequences
+        """Sequences decoded together: as many as fit where the engine sees to that."""
         chosen = self.layout.settings.micro_batch or self.layout.traits.slots
-        return min(self.sequences, fitting, chosen)
+        if self.layout.traits.paged:
+            need = self.sequence_tokens * self.token_bytes + self.logits_bytes
+            chosen = min(chosen, max(1, int(self.capacity / need)))
+        return min(self.sequences, chosen)
 
     @cached_property
     def logits_bytes(self) -> float:
@@ -114,8 +123,7 @@ class Rollout:
 
     def parts(self) -> Parts:
         """Seconds by cause of the chunk."""
-        switch = {"engine switch": s} if (s := self.layout.traits.switch_s) else Parts()
-        return added(self._prefill(), self._decode(), switch)
+        return added(self._prefill(), self._decode())
 
     def _prefill(self) -> Parts:
         """All prompts, in calls of at most `PACKED_TOKENS`; logits of the last position only."""
@@ -144,7 +152,7 @@ class Rollout:
         total, slots = self.sequences, self.slots
         if total <= slots:
             return self._drain(total)
-        if not self.layout.traits.refills:
+        if not self.layout.traits.paged:
             whole, rest = divmod(total, slots)
             last = self._drain(rest) if rest else {}
             return added(scaled(self._drain(slots), whole), last)
@@ -162,7 +170,7 @@ class Rollout:
         begins = np.concatenate(([0.0], self.ends[:-1]))
         some = 1 - (1 - self.alive) ** count
         steps = (self.ends - begins) * some
-        batch = count * self.alive / some
+        batch = np.minimum(count, count * self.rows / some)
         return self._steps(steps, batch, self.work.prompt_tokens + (self.ends + begins) / 2)
 
     def _steps(self, steps: Array, batch: Array, context: Array) -> Parts:
@@ -177,8 +185,9 @@ class Rollout:
         flops = 2.0 * (shape.active_matrices + shape.head_matrix(layout.head)) * device
         flops = flops + shape.decode_attention_flops(1.0) * context * device
         compute = flops * layout.stage / parallel.tp / layout.flops
-        read = self._weight_bytes(device) + self.token_bytes * context * device
-        read = read + SAMPLING_READS * 4 * shape.vocab / parallel.tp * device
+        moved = layout.traits.cache_touches * self.token_bytes * context
+        moved = moved + layout.traits.logit_bytes * shape.vocab / parallel.tp
+        read = self._weight_bytes(device) + moved * device
         busy = turns * np.maximum(compute, read / layout.bandwidth)
         talk = turns * self._talk(device)
         launch = turns * layout.launch_s()

@@ -52,7 +52,12 @@ def accumulate(layout: Layout, work: Train, samples: int) -> Parts:
     calls, rest = split_calls(step, micro_batch_of(layout, work.lengths))
     bubble = bubble_of(parallel.pp, calls + bool(rest))
     kind = RECOMPUTED if layout.settings.recompute else TRAINING
-    return pass_parts(layout, Packed.of(mine, work.lengths, layout.head), kind, bubble)
+    return pass_parts(layout, _training_batch(layout, mine, work.lengths), kind, bubble)
+
+
+def _training_batch(layout: Layout, samples: int, lengths: Lengths) -> Packed:
+    batch = Packed.of(samples, lengths, layout.head)
+    return batch if layout.traits.packs else batch.padded(lengths)
 
 
 def optimizer_step(layout: Layout) -> Parts:
@@ -64,12 +69,17 @@ def optimizer_step(layout: Layout) -> Parts:
     parallel, data = layout.parallel, layout.hardware.data
     weights = layout.held_weights
     state = optimizer_bytes(layout)
-    touched = weights * (2 * (layout.element + state) + 2 * layout.element)
+    touched = weights * 2 * (layout.element + state + gradient_bytes(layout))
     parts: Parts = {"optimizer": touched / layout.bandwidth + layout.launch_s()}
     if parallel.dp * parallel.cp > 1 and not layout.sharded:
-        gradients = layout.replica_weights * layout.element
+        gradients = layout.replica_weights * gradient_bytes(layout)
         parts["gradient all-reduce"] = data.all_reduce(gradients)
     return parts
+
+
+def gradient_bytes(layout: Layout) -> int:
+    """Bytes of a weight's gradient: at least float32, since micro-batches add up in it."""
+    return max(4, layout.element)
 
 
 def optimizer_bytes(layout: Layout) -> int:
