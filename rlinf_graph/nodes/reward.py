@@ -13,8 +13,8 @@ from rlinf_graph.ir.diagnostic import Diagnostic
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Unit
 from rlinf_graph.ir.work import Forward, HostWork
-from rlinf_graph.nodes.data import known_columns
 from rlinf_graph.nodes.execution import engine_of, metric
+from rlinf_graph.nodes.source_facts import known_columns
 from rlinf_graph.nodes.verifier import Verifier, rewards_of, unfilled
 
 if TYPE_CHECKING:

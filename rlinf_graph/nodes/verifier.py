@@ -170,4 +170,4 @@ def _line_that_raised(function: Verifier, traceback: TracebackType | None) -> Sp
         entries.append(Span.of_traceback(traceback))
         traceback = traceback.tb_next
     own = [span for span in entries if where is not None and span.file == where.file]
-    return (own or [span for span in entries[1:]] or [where])[-1]
+    return (own or entries[1:] or [where])[-1]
