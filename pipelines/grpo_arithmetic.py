@@ -51,3 +51,5 @@ def grpo(
         optimizer=optimizer,
     )
     rl.sync(weights, into=policy, max_staleness=max_staleness)
+    held_out = rl.dataset(f"{DATA}/heldout.jsonl", shuffle=False)
+    rl.evaluate(policy, held_out, is_correct, max_tokens=4, every=50, name="held_out")

@@ -56,6 +56,7 @@ class RunFolder:
         for name, value in {**record.metrics, **more}.items():
             self._board.add_scalar(name, value, record.iteration)
 
-    def summary(self, **values: Any) -> None:
-        """Write `summary.json`."""
-        (self.path / "summary.json").write_text(json.dumps(values, indent=1) + "\n")
+
+def write_summary(folder: Path, values: dict[str, Any]) -> None:
+    """Write `summary.json`."""
+    (folder / "summary.json").write_text(json.dumps(values, indent=1) + "\n")

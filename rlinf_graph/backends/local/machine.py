@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from rlinf_graph.backends.local.edges import Edges, project
 from rlinf_graph.backends.local.engines import Engines
 from rlinf_graph.backends.record import Recorder
+from rlinf_graph.backends.failure import failed
 from rlinf_graph.dsl.model import Model
 from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.batches import Examples
+from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.program import (
     Accumulate,
@@ -54,8 +56,21 @@ class LocalMachine:
         self.registers: dict[str, Any] = {}
 
     def perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> float:
-        """Do it; seconds by the clock."""
+        """Do it; seconds by the clock.
+
+        Raises:
+            CompileError: RG0607, with the cause, when the user's code or an engine fails.
+        """
         start = time.perf_counter()
+        try:
+            self._perform(group, instruction, at)
+        except CompileError:
+            raise
+        except Exception as error:
+            raise failed(self._graph.node(group.name), at, error) from error
+        return time.perf_counter() - start
+
+    def _perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> None:
         match instruction:
             case Run():
                 self._run(group, at)
@@ -75,7 +90,6 @@ class LocalMachine:
                 self._move(group, at, Offload)
             case _:
                 pass
-        return time.perf_counter() - start
 
     def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
         """Bind samples of an edge to a parameter of the rank's node."""
