@@ -24,7 +24,11 @@ Estimator = Literal["k1", "k2", "k3"]
 
 
 class Loss(Protocol):
-    """What `train` minimizes. Implementations are structs: frozen dataclasses of options."""
+    """What `train` minimizes. Implementations are structs: frozen dataclasses of options.
+
+    One that has a method `unread() -> tuple[str, ...]` names inputs of `train` that it does not
+    look at, given its options; the compiler drops those edges, and what only they needed.
+    """
 
     @property
     def reads(self) -> Literal["logprobs", "values"]:
@@ -142,6 +146,11 @@ class GRPOLoss:
             needed["proximal"] = 'old="proximal" puts it in the ratio: rl.logprobs(model, …)'
         return needed
 
+    def unread(self) -> tuple[str, ...]:
+        """A reference without a KL term, and log-probabilities that `old` does not name."""
+        kl, proximal = self.kl != 0, self.old == "proximal"
+        return _without(reference=kl, proximal=proximal, old_values=False)
+
     def __call__(
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
@@ -236,6 +245,10 @@ class ValueLoss:
         """Returns."""
         return {"targets": "a critic learns returns, such as those of gae"}
 
+    def unread(self) -> tuple[str, ...]:
+        """What a policy's loss reads, and old values where nothing is clipped."""
+        return _without(reference=False, proximal=False, old_values=self.clip is not None)
+
     def __call__(
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
@@ -285,6 +298,10 @@ class SupervisedLoss:
         """Nothing but the samples."""
         return {}
 
+    def unread(self) -> tuple[str, ...]:
+        """Everything but the samples."""
+        return _without(targets=False, reference=False, proximal=False, old_values=False)
+
     def __call__(
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
@@ -313,6 +330,10 @@ def normalized(
     owner = rows.repeat_interleave(samples.lengths)[samples.mask]
     counts = owner.bincount(minlength=len(samples))
     return (terms / counts[owner]).sum(), float((counts > 0).sum())
+
+
+def _without(**read: bool) -> tuple[str, ...]:
+    return tuple(name for name, is_read in read.items() if not is_read)
 
 
 def _given(tensor: Tensor | None) -> Tensor:

@@ -227,6 +227,22 @@ def test_a_loss_says_what_it_needs(loss: rl.Loss, needed: set[str]) -> None:
     assert set(loss.needs()) == needed
 
 
+@pytest.mark.parametrize(
+    ("loss", "unread"),
+    [
+        (rl.GRPOLoss(), {"reference", "proximal", "old_values"}),
+        (rl.GRPOLoss(kl=0.1, old="proximal"), {"old_values"}),
+        (rl.ValueLoss(), {"reference", "proximal"}),
+        (rl.ValueLoss(clip=None), {"reference", "proximal", "old_values"}),
+        (rl.SupervisedLoss(), {"targets", "reference", "proximal", "old_values"}),
+    ],
+    ids=str,
+)
+def test_a_loss_says_what_it_does_not_read(loss: Any, unread: set[str]) -> None:
+    assert set(loss.unread()) == unread
+    assert not unread & set(loss.needs())
+
+
 def test_only_behaviour_log_probabilities_correct_staleness() -> None:
     assert rl.GRPOLoss().corrects_staleness
     assert rl.GRPOLoss(old="proximal", truncate=2.0).corrects_staleness
