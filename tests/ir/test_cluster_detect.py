@@ -85,5 +85,5 @@ def test_names_of_nvidia_smi_are_known(machine: Path, line: str, name: str) -> N
 
 def test_a_gpu_that_is_not_in_the_catalogue_is_refused(machine: Path) -> None:
     put_nvidia_smi(machine, "Tesla T4, 15360\\n")
-    with pytest.raises(CompileError, match="RG0405.*the catalogue has no `Tesla T4`"):
+    with pytest.raises(CompileError, match=r"RG0405.*the catalogue has no `Tesla T4`"):
         detect(machine, machine)

@@ -99,7 +99,8 @@ def _shape(config: dict[str, Any], family: str) -> ModelShape:
     }
     if family == "qwen3_moe":
         sizes |= {
-            "experts": config["num_experts"],
+            # transformers 5 writes the second name.
+            "experts": config.get("num_experts") or config["num_local_experts"],
             "experts_per_token": config["num_experts_per_tok"],
             "expert_intermediate": config["moe_intermediate_size"],
             "first_dense": _dense_layers(config),
