@@ -88,14 +88,12 @@ def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Part
     compute = kind.compute * _forward_s(layout, batch)
     parts: Parts = {kind.name: compute}
     parts |= _messages(layout, batch, kind)
+    if layout.sharded:
+        parts["fsdp communication"] = max(0.0, kind.gathers * _gather_s(layout) - compute)
     launch = layout.launch_s(kind.compute)
     if layout.efficiency.overlap:
         launch = max(0.0, launch - sum(parts.values()))
     parts["launch"] = launch
-    if layout.sharded:
-        weights = layout.replica_weights * layout.element
-        gather = kind.gathers * layout.hardware.data.all_gather(weights)
-        parts["fsdp communication"] = max(0.0, gather - compute)
     if bubble:
         parts["pipeline bubble"] = bubble * sum(parts.values())
     return parts
@@ -109,6 +107,13 @@ def _forward_s(layout: Layout, batch: Packed) -> float:
     share = layout.stage / (parallel.tp * parallel.cp)
     read = layout.replica_weights * layout.element / layout.bandwidth
     return max(flops * share / layout.flops, read)
+
+
+def _gather_s(layout: Layout) -> float:
+    """All weights of a stage, layer by layer, to every data rank."""
+    layers = layout.shape.layers * layout.stage
+    weights = layout.replica_weights * layout.element / layers
+    return layers * layout.hardware.data.all_gather(weights)
 
 
 def _messages(layout: Layout, batch: Packed, kind: Kind) -> Parts:
