@@ -1,0 +1,85 @@
+"""From a compiled pipeline to its report."""
+
+from __future__ import annotations
+
+from rlinf_graph.compiler.compile import Compiled
+from rlinf_graph.compiler.explain.assumptions import assumptions_of
+from rlinf_graph.compiler.explain.bottleneck import find_bottleneck, unfolded
+from rlinf_graph.compiler.explain.rejected import layout_text, rejected_plans, summary
+from rlinf_graph.compiler.explain.report import Report, Staleness, Stream
+from rlinf_graph.compiler.explain.rows import feedback, table
+from rlinf_graph.compiler.explain.steady import Steady
+from rlinf_graph.compiler.simulate import simulate
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.plan import Plan, SyncPlan
+from rlinf_graph.ir.timeline import period
+
+
+def explain(compiled: Compiled) -> Report:
+    """Say what a plan does, how long it takes and why it was chosen.
+
+    All figures come from the simulated timeline and the cost model. A plan that was given is
+    simulated here, and there is nothing to reject.
+    """
+    steady = steady_state(compiled)
+    graph, plan, found = compiled.graph, compiled.plan, compiled.found
+    rows = table(steady)
+    return Report(
+        pipeline=graph.name,
+        cluster=compiled.cluster.summary(),
+        mode=plan.mode,
+        layout=layout_text(plan.placement),
+        seconds=steady.seconds,
+        samples=_samples(graph),
+        staleness=_staleness(graph, plan),
+        stream=_stream(graph, plan),
+        device_kind=steady.device_kind,
+        rows=rows,
+        feedback=feedback(steady, rows),
+        window_s=steady.window[1] - steady.window[0],
+        lanes=unfolded(steady),
+        bottleneck=find_bottleneck(steady),
+        assumptions=assumptions_of(steady),
+        rejected=rejected_plans(steady, found) if found else (),
+        search=summary(found) if found else None,
+    )
+
+
+def steady_state(compiled: Compiled) -> Steady:
+    """The plan with the events that the search left, or new ones."""
+    graph, cluster, plan, costs = compiled.graph, compiled.cluster, compiled.plan, compiled.costs
+    if compiled.found is not None:
+        best = compiled.found.best
+        return Steady(graph, cluster, plan, costs, best.events, best.iterations, best.seconds)
+    lag = max((sync.staleness for sync in plan.syncs.values()), default=0)
+    iterations = 4 + 4 * lag
+    events = simulate(compiled.program, graph, plan, cluster, costs, iterations)
+    return Steady(graph, cluster, plan, costs, events, iterations, period(events, iterations))
+
+
+def _samples(graph: Graph) -> int:
+    """Samples that an iteration trains on; without training, the most that an edge carries."""
+    edges = [edge for name in (n.name for n in graph.trainers().values())
+             for edge in graph.into(name)] or graph.edges  # fmt: skip
+    carried = [graph.node(e.source.node).volume for e in edges if e.type != "Weights"]
+    return max((volume[0].samples for volume in carried if volume), default=0)
+
+
+def _staleness(graph: Graph, plan: Plan) -> tuple[Staleness, ...]:
+    made: list[Staleness] = []
+    for model, sync in graph.syncs().items():
+        every = sync.option("every")
+        lag = plan.syncs.get(sync.name, SyncPlan()).staleness + every - 1
+        made.append(Staleness(model, lag, sync.option("max_staleness"), every))
+    return tuple(made)
+
+
+def _stream(graph: Graph, plan: Plan) -> Stream | None:
+    streaming = [x.node for x in plan.leaves() if plan.settings(x.node).chunks > 1]
+    if not streaming:
+        return None
+    name = max(streaming, key=lambda n: plan.settings(n).chunks)
+    source = graph.node(name).inputs[0].source
+    volume = graph.node(source.node).volume[source.output]
+    chunks = plan.settings(name).chunks
+    return Stream(chunks, volume.samples // volume.group // chunks)

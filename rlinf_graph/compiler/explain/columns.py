@@ -1,0 +1,107 @@
+"""The table of nodes as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlinf_graph.compiler.explain.report import Memory, Report, Row
+from rlinf_graph.compiler.explain.units import Clock, gigabytes
+
+PER = {"gpu": "GPU", "cpu": "core", "device": "device"}
+GAP = "  "
+LEAST = 28
+"""Characters that a node's name keeps where the width is too small."""
+
+LONGEST = 13
+"""Characters of a list of devices, before their number stands for it."""
+
+
+def table_lines(report: Report, clock: Clock, width: int) -> list[str]:
+    """Head and one line for each row."""
+    head = ["#", "node", "devices", "parallel", f"first..last {clock.unit}", f"busy {clock.unit}",
+            f"GB/{per_device(report)}", "cost from"]  # fmt: skip
+    cells = [head, *(_cells(report, row, clock) for row in report.rows)]
+    return align(cells, left=(1, 2, 3), shrink=1, width=width)
+
+
+def align(
+    cells: Sequence[Sequence[str]], *, left: Sequence[int], shrink: int, width: int
+) -> list[str]:
+    """Columns of equal width, all but `left` aligned right; column `shrink` is cut to fit."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    over = 1 + sum(widths) + len(GAP) * (len(widths) - 1) - width
+    widths[shrink] = max(min(LEAST, widths[shrink]), widths[shrink] - max(0, over))
+    lines: list[str] = []
+    for row in cells:
+        parts = [
+            cut(text, size).ljust(size) if i in left else text.rjust(size)
+            for i, (text, size) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((" " + GAP.join(parts)).rstrip())
+    return lines
+
+
+def cut(text: str, width: int) -> str:
+    """At most `width` characters."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def _cells(report: Report, row: Row, clock: Clock) -> list[str]:
+    busy = clock.number(row.estimate.busy_s)
+    span = _span(row, clock)
+    if row.folded:
+        span, busy = "(<1%,", "folded)"
+    name = _branches(report.rows, row) + row.name + _remark(row)
+    memory = _memory(row.memory)
+    devices = row.devices if len(row.devices) <= LONGEST else f"{row.count:,} {per_device(report)}s"
+    return [str(row.number), name, devices, row.parallel, span, busy, memory,
+            origin(row.origin)]  # fmt: skip
+
+
+def per_device(report: Report) -> str:
+    """What one device is called."""
+    return PER.get(report.device_kind, report.device_kind)
+
+
+def origin(text: str) -> str:
+    """One word for where a figure comes from."""
+    return "assumed" if text == "declared default" else text
+
+
+def _remark(row: Row) -> str:
+    every = f", every {row.every}" if row.every > 1 else ""
+    takes = f" ← {', '.join(map(str, row.takes))}" if row.takes else ""
+    return every + takes
+
+
+def _span(row: Row, clock: Clock) -> str:
+    first, last = row.estimate.first_s, row.estimate.last_s
+    if row.estimate.part("weights") == row.estimate.busy_s and row.memory is None:
+        return "boundary"
+    if first is None or last is None:
+        return "-"
+    return f"{clock.number(first)}..{clock.number(last)}"
+
+
+def _memory(memory: Memory | None) -> str:
+    if memory is None:
+        return "-"
+    sign = "" if memory.first else "+"
+    return f"{sign}{gigabytes(memory.needed)}/{gigabytes(memory.capacity)}"
+
+
+def _branches(rows: Sequence[Row], row: Row) -> str:
+    """The lines of the tree left of a name."""
+    if row.parent is None:
+        return ""
+    by_number = {r.number: r for r in rows}
+    text = "├─ " if _has_later_sibling(rows, row) else "└─ "
+    above = by_number[row.parent]
+    while above.parent is not None:
+        text = ("│  " if _has_later_sibling(rows, above) else "   ") + text
+        above = by_number[above.parent]
+    return text
+
+
+def _has_later_sibling(rows: Sequence[Row], row: Row) -> bool:
+    return any(r.parent == row.parent and r.number > row.number for r in rows)

@@ -1,0 +1,72 @@
+"""The other kinds of plan, and why they are not the best."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rlinf_graph.compiler.explain.bottleneck import find_bottleneck
+from rlinf_graph.compiler.explain.report import Rejected, SearchSummary
+from rlinf_graph.compiler.explain.steady import Steady
+from rlinf_graph.compiler.schedule.search import Found, Simulated
+from rlinf_graph.compiler.schedule.space import Infeasible
+from rlinf_graph.ir.plan import Leaf, Placement, Split, devices_of, mode_of
+
+
+def rejected_plans(steady: Steady, found: Found) -> tuple[Rejected, ...]:
+    """Slower kinds of plan, best first, then what does not fit."""
+    slower = [_slower(steady, other) for other in found.families]
+    return (*slower, *(_infeasible(short) for short in found.infeasible))
+
+
+def summary(found: Found) -> SearchSummary:
+    """How far the search got."""
+    return SearchSummary(
+        plans=found.plans,
+        simulated=found.simulated,
+        proved=found.proved,
+        complete=found.complete,
+        gap=found.gap,
+        seconds=found.search_s,
+    )
+
+
+def layout_text(placement: Placement) -> str:
+    """Device counts: `8+8` side by side, `(8+8) then 16` one after another."""
+    if isinstance(placement, Leaf):
+        return str(len(placement.devices))
+    if isinstance(placement, Split):
+        return "+".join(str(len(devices_of(part))) for part in placement.parts)
+    texts = [
+        f"({layout_text(part)})" if isinstance(part, Split) else layout_text(part)
+        for part in placement.parts
+    ]
+    return " then ".join(text for text, _same in groupby(texts))
+
+
+def _slower(steady: Steady, other: Simulated) -> Rejected:
+    mode, staleness = other.candidate.family
+    theirs = Steady(
+        steady.graph, steady.cluster, other.plan, steady.costs,
+        other.events, other.iterations, other.seconds,
+    )  # fmt: skip
+    return Rejected(
+        mode=mode,
+        staleness=staleness,
+        layout=layout_text(other.plan.placement),
+        seconds=other.seconds,
+        bound=other.candidate.bound,
+        bottleneck=find_bottleneck(theirs),
+    )
+
+
+def _infeasible(found: Infeasible) -> Rejected:
+    reason = found.reason
+    if (short := found.short) is not None:
+        others = f" beside {short.others / 1e9:.1f} of others" if short.others else ""
+        needed, available = short.needed / 1e9, short.available / 1e9
+        reason = (
+            f"{short.node}: needs {needed:.1f} GB{others}, "
+            f"{available:.1f} usable, {short.over / 1e9:.1f} over"
+        )
+    mode = mode_of(found.placement)
+    return Rejected(mode, None, layout_text(found.placement), reason=reason)

@@ -1,0 +1,284 @@
+"""What explain says, as numbers: seconds, bytes and counts. Renderers choose units and words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FORMAT = 1
+
+Kind = Literal["work", "switch", "weights"]
+Limit = Literal["devices", "host", "latency", "mixed"]
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """How far the samples of a model lag in this plan, and how far they may."""
+
+    model: str
+    staleness: int
+    limit: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The parts in which an iteration flows from node to node."""
+
+    chunks: int
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """One iteration of one node.
+
+    `first_s` and `last_s` say when the node begins to work for the iteration and when it is done
+    with it, counted from when the first device begins. They exceed the seconds per iteration where
+    iterations overlap. Switches and deliveries of weights do not count as beginning.
+
+    Attributes:
+        first_s, last_s: seconds; negative for a host node that works ahead; None for deliveries.
+        busy_s: seconds of work, switches and deliveries; of what runs in every k-th iteration, a
+            k-th.
+        parts: `busy_s` by kind.
+    """
+
+    first_s: float | None
+    last_s: float | None
+    busy_s: float
+    parts: tuple[tuple[Kind, float], ...] = ()
+
+    def part(self, kind: Kind) -> float:
+        """Seconds of one kind."""
+        return dict(self.parts).get(kind, 0.0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device of a node.
+
+    Attributes:
+        needed: by the node while it runs, with what it keeps.
+        parts: `needed` by what it holds.
+        others: kept there by other nodes meanwhile.
+        capacity: of the device.
+        first: whether no other node that keeps something there needs more.
+    """
+
+    needed: float
+    parts: tuple[tuple[str, float], ...]
+    others: float
+    capacity: float
+    first: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A node in the table.
+
+    Attributes:
+        number: from 1, in the order of the table.
+        parent: number of the row that takes what this one makes; None at the root.
+        takes: numbers of rows above or below, shown elsewhere, from which it takes more.
+        devices: such as `gpu 0-7`.
+        count: how many those are; 0 on the host.
+        parallel: such as `tp 2 × 4`; processes of a host node; the method of a sync.
+        every: runs in every that many iterations.
+        chunks, micro_batch, optimizer_steps, recompute, offloaded: of its settings.
+        folded: a host node of less than a hundredth of the iteration.
+        origin: where its seconds come from.
+    """
+
+    number: int
+    name: str
+    parent: int | None
+    takes: tuple[int, ...]
+    devices: str
+    count: int
+    parallel: str
+    estimate: Times
+    memory: Memory | None
+    origin: str
+    every: int = 1
+    chunks: int = 1
+    micro_batch: int | None = None
+    optimizer_steps: int | None = None
+    recompute: bool = False
+    offloaded: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Weights on their way to the next iteration: row numbers."""
+
+    source: int
+    targets: tuple[int, ...]
+    model: str
+    staleness: int
+    limit: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a lane, in seconds from the window's start."""
+
+    node: str
+    kind: Kind
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Devices that do the same all the time, or a host node, in one steady-state iteration.
+
+    Attributes:
+        where: such as `gpu 0-7`.
+        count: devices; 0 for a host node.
+        busy_s: seconds in which something runs.
+        peak: bytes of each device when most is needed; None for a host node.
+        capacity: bytes of each device.
+        usable: bytes of each device that may be planned with.
+        segments: in order.
+    """
+
+    where: str
+    count: int
+    busy_s: float
+    segments: tuple[Segment, ...]
+    peak: float | None = None
+    capacity: float | None = None
+    usable: float | None = None
+
+    def by_node(self) -> list[tuple[str, float]]:
+        """Seconds by node, all kinds together, longest first."""
+        totals: dict[str, float] = {}
+        for segment in self.segments:
+            totals[segment.node] = totals.get(segment.node, 0.0) + segment.end_s - segment.start_s
+        return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A lane as a limit: what it does and for how long."""
+
+    where: str
+    busy_s: float
+    nodes: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """What decides the seconds per iteration.
+
+    Attributes:
+        kind: `devices` or `host` that are busy all the time; `latency`: the chain from sampling to
+            training, of which `staleness + 1` iterations can be under way at once; `mixed`:
+            neither alone.
+        busiest, next: lanes by seconds.
+        chain: nodes from who samples to who trains, on the way that is latest.
+        chain_s: seconds from the chain's start to the new weights, in one iteration.
+        staleness: of this plan.
+        waiting: share of their time that the devices of the plan wait.
+    """
+
+    kind: Limit
+    busiest: Resource
+    next: Resource | None
+    chain: tuple[str, ...]
+    chain_s: float
+    staleness: int
+    waiting: float
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A figure that nobody declared or measured.
+
+    Attributes:
+        node: whose.
+        quantity: `response tokens`, `tokens a sample` or `host seconds a sample`.
+        mean, longest: the figure.
+        limit: the most it can be, where there is such a thing.
+        origin: where it comes from.
+    """
+
+    node: str
+    quantity: str
+    mean: float
+    longest: float
+    limit: float | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Another kind of plan.
+
+    Attributes:
+        mode, staleness: the kind; the staleness is None for what fits at none.
+        layout: device counts, such as `8+8`.
+        seconds: of the best plan of the kind that was simulated; None where nothing fits.
+        bound: seconds that no schedule of that plan can beat.
+        bottleneck: of that plan.
+        reason: why nothing fits.
+    """
+
+    mode: str
+    staleness: int | None
+    layout: str
+    seconds: float | None = None
+    bound: float | None = None
+    bottleneck: Bottleneck | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """How the plan was found. `gap` holds for what was looked at: all, if `complete`."""
+
+    plans: int
+    simulated: int
+    proved: bool
+    complete: bool
+    gap: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What explain says of a compiled pipeline.
+
+    Attributes:
+        seconds: of an iteration, when things have settled.
+        samples: that an iteration trains on; all that flow where nothing is trained.
+        window_s: seconds of the iteration that `lanes` show; other than `seconds` only where
+            iterations differ.
+        search: None for a plan that was given.
+    """
+
+    pipeline: str
+    cluster: str
+    mode: str
+    layout: str
+    seconds: float
+    samples: int
+    staleness: tuple[Staleness, ...]
+    stream: Stream | None
+    device_kind: str
+    rows: tuple[Row, ...]
+    feedback: tuple[Feedback, ...]
+    window_s: float
+    lanes: tuple[Lane, ...]
+    bottleneck: Bottleneck
+    assumptions: tuple[Assumption, ...]
+    rejected: tuple[Rejected, ...] = ()
+    search: SearchSummary | None = None
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples trained on in a second."""
+        return self.samples / self.seconds if self.seconds else 0.0

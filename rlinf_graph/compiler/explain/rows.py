@@ -1,0 +1,202 @@
+"""The table: the graph as a tree with syncs at the root, one row for each node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from rlinf_graph.compiler.explain.report import Feedback, Kind, Memory, Row, Times
+from rlinf_graph.compiler.explain.steady import KIND, Steady, total
+from rlinf_graph.compiler.lower import cadence, is_host
+from rlinf_graph.ir.graph import Node
+from rlinf_graph.ir.node_type import Port, Role
+from rlinf_graph.ir.plan import SyncPlan
+from rlinf_graph.ir.timeline import Event
+from rlinf_graph.ir.work import Train
+
+
+def table(steady: Steady) -> tuple[Row, ...]:
+    """Depth first from the syncs; a node that feeds several stands below the first of them."""
+    return tuple(_Table(steady).build())
+
+
+def feedback(steady: Steady, rows: tuple[Row, ...]) -> tuple[Feedback, ...]:
+    """The deliveries of weights."""
+    numbers = {row.name: row.number for row in rows}
+    made: list[Feedback] = []
+    for model, sync in steady.graph.syncs().items():
+        plan = steady.plan.syncs.get(sync.name, SyncPlan())
+        every = sync.option("every")
+        targets = tuple(sorted(numbers[n.name] for n in readers(steady, model)))
+        lag = plan.staleness + every - 1
+        limit = sync.option("max_staleness")
+        made.append(Feedback(numbers[sync_label(sync)], targets, model, lag, limit, every))
+    return tuple(made)
+
+
+def readers(steady: Steady, model: str) -> list[Node]:
+    """The nodes to which a sync delivers a model."""
+    return [
+        node
+        for node in steady.graph.nodes
+        if node.role is not Role.SYNC
+        and any(use.model == model and use.port is Port.SERVED for use in node.models)
+    ]
+
+
+def sync_label(sync: Node) -> str:
+    """`sync → policy`; a second one of the same model keeps its number."""
+    return f"sync → {sync.model}"
+
+
+@dataclass
+class _Table:
+    steady: Steady
+    _rows: list[Row] = field(default_factory=list[Row])
+    _numbers: dict[str, int] = field(default_factory=dict[str, int])
+
+    def build(self) -> list[Row]:
+        graph = self.steady.graph
+        ends = [n for n in graph.nodes if not graph.out_of(n.name)]
+        for node in sorted(ends, key=lambda n: n.role is not Role.SYNC):
+            self._visit(node, None)
+        by_number = {row.number: row for row in self._rows}
+        return [replace(row, takes=self._elsewhere(row, by_number)) for row in self._rows]
+
+    def _visit(self, node: Node, parent: int | None) -> None:
+        number = len(self._rows) + 1
+        self._numbers[node.name] = number
+        made = sync_row if node.role is Role.SYNC else node_row
+        self._rows.append(made(self.steady, node, number, parent))
+        for edge in self.steady.graph.into(node.name):
+            if edge.source.node not in self._numbers:
+                self._visit(self.steady.graph.node(edge.source.node), number)
+
+    def _elsewhere(self, row: Row, rows: dict[int, Row]) -> tuple[int, ...]:
+        node = next(name for name, number in self._numbers.items() if number == row.number)
+        sources = {self._numbers[e.source.node] for e in self.steady.graph.into(node)}
+        return tuple(sorted(n for n in sources if rows[n].parent != row.number))
+
+
+def node_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row:
+    """The row of a node that computes."""
+    if is_host(node):
+        return _host_row(steady, node, number, parent)
+    settings, devices = steady.plan.settings(node.name), steady.plan.devices(node.name)
+    work = node.work
+    return Row(
+        number=number,
+        name=node.name,
+        parent=parent,
+        takes=(),
+        devices=steady.where(devices),
+        count=len(devices),
+        parallel=str(settings.parallel),
+        estimate=_times(steady, node),
+        memory=memory_of(steady, node.name),
+        origin=steady.cost(node.name).origin,
+        every=cadence(steady.graph, node),
+        chunks=settings.chunks,
+        micro_batch=settings.micro_batch,
+        optimizer_steps=work.optimizer_steps if isinstance(work, Train) else None,
+        recompute=settings.recompute,
+        offloaded=not settings.resident,
+    )
+
+
+def sync_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row:
+    """The row of a delivery: its seconds are those that its readers spend waiting for it."""
+    model = node.model or ""
+    trainer = steady.graph.trainers()[model].name
+    names = [reader.name for reader in readers(steady, model)]
+    devices = sorted({d for name in [trainer, *names] for d in steady.plan.devices(name)})
+    plan = steady.plan.syncs.get(node.name, SyncPlan())
+    busy = sum(event.seconds for name in names for event in deliveries(steady, name, model))
+    method = plan.method
+    origin = steady.costs.sync(
+        model, steady.plan.devices(trainer), steady.plan.devices(names[0]) if names else (), method
+    )[1] if names else "-"  # fmt: skip
+    return Row(
+        number=number,
+        name=sync_label(node),
+        parent=parent,
+        takes=(),
+        devices=steady.where(devices),
+        count=len(devices),
+        parallel=method,
+        estimate=Times(None, None, busy, (("weights", busy),)),
+        memory=None,
+        origin=origin,
+        every=node.option("every"),
+    )
+
+
+def deliveries(steady: Steady, name: str, model: str) -> list[Event]:
+    """A node's events that take over a model's weights; they come in the order of its models."""
+    trained = steady.graph.trainers()
+    models = [
+        use.model
+        for use in steady.graph.node(name).models
+        if use.model in trained and use.port is not Port.FROZEN
+    ]
+    events = [event for event in steady.events_of(name) if event.kind == "sync"]
+    return [event for event, of in zip(events, models, strict=False) if of == model]
+
+
+def memory_of(steady: Steady, name: str) -> Memory:
+    """What a device node needs on the device where others keep most."""
+    devices = steady.plan.devices(name)
+    worst = max(devices, key=lambda d: (steady.others(name, d), -d))
+    parts = steady.needed(name)
+    beside = [x.node for x in steady.plan.leaves() if worst in x.devices and x.node != name]
+    rivals = [n for n in beside if steady.kept(n) and steady.shared.get(name) != n]
+    more = [n for n in rivals if _before(steady, n, name)]
+    capacity = min(steady.cluster.group_of(d).device.memory for d in devices)
+    others = steady.others(name, worst)
+    return Memory(total(parts), parts, others, capacity, first=not more)
+
+
+def _before(steady: Steady, a: str, b: str) -> bool:
+    """Whether `a` needs more than `b`; of equals, the one placed first."""
+    order = [leaf.node for leaf in steady.plan.leaves()]
+    return (-total(steady.needed(a)), order.index(a)) < (-total(steady.needed(b)), order.index(b))
+
+
+def _host_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row:
+    processes = steady.plan.host.get(node.name, 1)
+    return Row(
+        number=number,
+        name=node.name,
+        parent=parent,
+        takes=(),
+        devices=steady.host,
+        count=0,
+        parallel=f"× {processes}",
+        estimate=_times(steady, node),
+        memory=None,
+        origin=steady.costs.host(node, processes, steady.cluster.groups[0]).origin,
+        every=cadence(steady.graph, node),
+        folded=steady.cheap(node),
+    )
+
+
+def _times(steady: Steady, node: Node) -> Times:
+    """Deliveries by a sync have a row of their own."""
+    events = steady.events_of(node.name)
+    synced = [
+        event
+        for use in node.models
+        if use.port is Port.SERVED and use.model in steady.graph.syncs()
+        for event in deliveries(steady, node.name, use.model)
+    ]
+    own = [event for event in events if event not in synced]
+    worked = [event for event in own if KIND.get(event.kind, "work") == "work"]
+    parts: dict[Kind, float] = {}
+    for event in own:
+        kind = KIND.get(event.kind, "work")
+        parts[kind] = parts.get(kind, 0.0) + event.seconds
+    return Times(
+        first_s=min(e.start for e in worked) - steady.origin if worked else None,
+        last_s=max(e.end for e in worked) - steady.origin if worked else None,
+        busy_s=sum(parts.values()),
+        parts=tuple(parts.items()),
+    )
