@@ -141,7 +141,7 @@ def search_text(search: SearchSummary) -> str:
     plans = f"{search.plans:,} plan{'s' if search.plans != 1 else ''}"
     if search.proved:
         pruned = max(0, search.plans - search.simulated)
-        took = f"{search.seconds:.1f} s"
+        took = f"{search.seconds:.1f} s" if search.seconds >= 0.05 else "<0.1 s"
         return f"(optimal in the modelled space: {plans}, {pruned:,} pruned by bound, {took})"
     best = f"best of {search.simulated:,} simulated of {plans}"
     if search.complete:
