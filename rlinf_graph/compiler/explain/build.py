@@ -6,12 +6,12 @@ from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.compiler.explain.assumptions import assumptions_of
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck, unfolded
 from rlinf_graph.compiler.explain.rejected import layout_text, rejected_plans, summary
-from rlinf_graph.compiler.explain.report import Report, Staleness, Stream
-from rlinf_graph.compiler.explain.rows import feedback, table
+from rlinf_graph.compiler.explain.report import Report, Stream
+from rlinf_graph.compiler.explain.rows import feedback, staleness_of, table
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.compiler.simulate import simulate
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.plan import Plan, SyncPlan
+from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.timeline import period
 
 
@@ -31,7 +31,7 @@ def explain(compiled: Compiled) -> Report:
         layout=layout_text(plan.placement),
         seconds=steady.seconds,
         samples=_samples(graph),
-        staleness=_staleness(graph, plan),
+        staleness=staleness_of(graph, plan),
         stream=_stream(graph, plan),
         device_kind=steady.device_kind,
         rows=rows,
@@ -63,15 +63,6 @@ def _samples(graph: Graph) -> int:
              for edge in graph.into(name)] or graph.edges  # fmt: skip
     carried = [graph.node(e.source.node).volume for e in edges if e.type != "Weights"]
     return max((volume[0].samples for volume in carried if volume), default=0)
-
-
-def _staleness(graph: Graph, plan: Plan) -> tuple[Staleness, ...]:
-    made: list[Staleness] = []
-    for model, sync in graph.syncs().items():
-        every = sync.option("every")
-        lag = plan.syncs.get(sync.name, SyncPlan()).staleness + every - 1
-        made.append(Staleness(model, lag, sync.option("max_staleness"), every))
-    return tuple(made)
 
 
 def _stream(graph: Graph, plan: Plan) -> Stream | None:

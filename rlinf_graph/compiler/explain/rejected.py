@@ -6,6 +6,7 @@ from itertools import groupby
 
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck
 from rlinf_graph.compiler.explain.report import Rejected, SearchSummary
+from rlinf_graph.compiler.explain.rows import staleness_of
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.compiler.schedule.search import Found, Simulated
 from rlinf_graph.compiler.schedule.space import Infeasible
@@ -44,14 +45,13 @@ def layout_text(placement: Placement) -> str:
 
 
 def _slower(steady: Steady, other: Simulated) -> Rejected:
-    mode, staleness = other.candidate.family
     theirs = Steady(
         steady.graph, steady.cluster, other.plan, steady.costs,
         other.events, other.iterations, other.seconds,
     )  # fmt: skip
     return Rejected(
-        mode=mode,
-        staleness=staleness,
+        mode=other.plan.mode,
+        staleness=max((s.staleness for s in staleness_of(steady.graph, other.plan)), default=0),
         layout=layout_text(other.plan.placement),
         seconds=other.seconds,
         bound=other.candidate.bound,

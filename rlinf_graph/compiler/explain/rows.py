@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from rlinf_graph.compiler.explain.report import Feedback, Kind, Memory, Row, Times
+from rlinf_graph.compiler.explain.report import Feedback, Kind, Memory, Row, Staleness, Times
 from rlinf_graph.compiler.explain.steady import KIND, Steady, total
 from rlinf_graph.compiler.lower import cadence, is_host
-from rlinf_graph.ir.graph import Node
+from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Port, Role
-from rlinf_graph.ir.plan import SyncPlan
+from rlinf_graph.ir.plan import Plan, SyncPlan
 from rlinf_graph.ir.timeline import Event
 from rlinf_graph.ir.work import Train
 
@@ -22,14 +22,21 @@ def table(steady: Steady) -> tuple[Row, ...]:
 def feedback(steady: Steady, rows: tuple[Row, ...]) -> tuple[Feedback, ...]:
     """The deliveries of weights."""
     numbers = {row.name: row.number for row in rows}
-    made: list[Feedback] = []
-    for model, sync in steady.graph.syncs().items():
-        plan = steady.plan.syncs.get(sync.name, SyncPlan())
+    syncs, made = steady.graph.syncs(), list[Feedback]()
+    for lag in staleness_of(steady.graph, steady.plan):
+        targets = tuple(sorted(numbers[n.name] for n in readers(steady, lag.model)))
+        source = numbers[sync_label(syncs[lag.model])]
+        made.append(Feedback(source, targets, lag.model, lag.staleness, lag.limit, lag.every))
+    return tuple(made)
+
+
+def staleness_of(graph: Graph, plan: Plan) -> tuple[Staleness, ...]:
+    """How far samples lag in a plan, by model; rarer deliveries count."""
+    made: list[Staleness] = []
+    for model, sync in graph.syncs().items():
         every = sync.option("every")
-        targets = tuple(sorted(numbers[n.name] for n in readers(steady, model)))
-        lag = plan.staleness + every - 1
-        limit = sync.option("max_staleness")
-        made.append(Feedback(numbers[sync_label(sync)], targets, model, lag, limit, every))
+        lag = plan.syncs.get(sync.name, SyncPlan()).staleness + every - 1
+        made.append(Staleness(model, lag, sync.option("max_staleness"), every))
     return tuple(made)
 
 
@@ -44,7 +51,7 @@ def readers(steady: Steady, model: str) -> list[Node]:
 
 
 def sync_label(sync: Node) -> str:
-    """`sync → policy`; a second one of the same model keeps its number."""
+    """Such as `sync → policy`."""
     return f"sync → {sync.model}"
 
 
