@@ -57,7 +57,7 @@ def load_module(path: Path) -> ModuleType:
         line, column = error.lineno or 1, error.offset or 1
         span = Span(str(path), line, column, line, column + 1)
         raise fail("RG0003", f"{path} is not valid Python: {error.msg}", span) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise fail(
             "RG0003",
             f"{path} raised {type(error).__name__}: {error}",
@@ -75,7 +75,7 @@ def pipelines_of(module: ModuleType) -> Mapping[str, Pipeline]:
     return {p.name: p for p in sorted(own, key=lambda p: p.function.__code__.co_firstlineno)}
 
 
-def _span_in(path: Path, error: Exception) -> Span | None:
+def _span_in(path: Path, error: BaseException) -> Span | None:
     """The last line of the file itself on the way to an exception."""
     lines = [
         frame.lineno

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -169,9 +169,10 @@ def main() -> NoReturn:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            sys.exit(error.exit_code)
+        usage: Any = error  # a wrong command line, whichever click typer brings
+        if hasattr(usage, "show") and hasattr(usage, "exit_code"):
+            usage.show()
+            sys.exit(usage.exit_code)
         raise
     sys.exit(0)
 

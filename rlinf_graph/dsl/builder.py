@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import rlinf_graph
 from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.option import fits
 from rlinf_graph.ir.batch import Carried, Pending, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, suggest
 from rlinf_graph.ir.graph import Input, ModelDef, ModelUse, Node
-from rlinf_graph.ir.node_type import InputSpec, ModelSpec, OptionSpec, Port, Role
+from rlinf_graph.ir.node_type import InputSpec, ModelSpec, NodeType, OptionSpec, Port, Role
 from rlinf_graph.ir.span import Span, caller
 from rlinf_graph.ir.value import freeze, to_json
 
@@ -57,11 +58,13 @@ class Builder:
         frame = user_frame()
         span, kind = Span.of_frame(frame), definition.type
         values = {**given, **arguments.arguments}
-        uses = [self._use(spec, values.get(spec.name), frame, span) for spec in kind.models]
+        uses = [self._use(spec, values.get(spec.name), frame, kind, span) for spec in kind.models]
         models = tuple(use for use in uses if use is not None)
         names = [self._name_of(values.get(spec.name), frame) for spec in kind.models]
-        inputs = [self._input(spec, values.get(spec.name), kind.name, span) for spec in kind.inputs]
-        options = tuple((o.name, self._option(o, values, kind.name, span)) for o in kind.options)
+        inputs = [self._input(spec, values.get(spec.name), kind, span) for spec in kind.inputs]
+        options = tuple((o.name, self._option(o, values, definition, span)) for o in kind.options)
+        if self.diagnostics:
+            return self._symbols(kind, "?")
         name = self._unique(" ".join([definition.label, *names]))
         unit = definition.unit(dict(options)) if callable(definition.unit) else definition.unit
         node = Node(
@@ -76,6 +79,9 @@ class Builder:
             span=span,
         )
         self.nodes.append(node)
+        return self._symbols(kind, name)
+
+    def _symbols(self, kind: NodeType, name: str) -> Any:
         symbols = [Carried.types[t].symbol(Source(name, i)) for i, t in enumerate(kind.outputs)]
         if len(symbols) > 1:
             return tuple(symbols)
@@ -85,35 +91,52 @@ class Builder:
         """Keep an error; the pipeline function goes on."""
         self.diagnostics.append(Diagnostic(code, message, span, **more))
 
-    def _input(self, spec: InputSpec, value: Any, node: str, span: Span) -> Input | None:
+    def _input(self, spec: InputSpec, value: Any, kind: NodeType, span: Span) -> Input | None:
         if value is None:
             return None
         if isinstance(value, Carried) and value.source is not None:
-            return Input(spec.name, value.source, type(value).__name__)
-        what = value.what if isinstance(value, Pending) else f"{type(value).__name__}"
+            known = {"?", *(node.name for node in self.nodes)}
+            if value.source.node in known or self.diagnostics:
+                return Input(spec.name, value.source, type(value).__name__)
         self.report(
             "RG0101",
-            f"`{node}` takes {' or '.join(spec.types)} for `{spec.name}`, not {what}",
-            span,
-            label=f"`{spec.name}` is no batch of this pipeline",
+            f"`{kind.name}` takes {' or '.join(spec.types)} for `{spec.name}`, not {_kind(value)}",
+            span.argument(spec.name, kind.parameters),
+            label="no batch of this pipeline",
+            help=_as_batch(value),
         )
         return None
 
-    def _use(self, spec: ModelSpec, value: Any, frame: FrameType, span: Span) -> ModelUse | None:
+    def _use(
+        self, spec: ModelSpec, value: Any, frame: FrameType, kind: NodeType, span: Span
+    ) -> ModelUse | None:
         if isinstance(value, Frozen):
             return ModelUse(spec.name, self._declare(value.model, frame), Port.FROZEN)
         if isinstance(value, Model):
             return ModelUse(spec.name, self._declare(value, frame), spec.port)
         what = type(value).__name__
-        self.report("RG0104", f"`{spec.name}` takes an rl.Model, not {what}", span)
+        at = span.argument(spec.name, kind.parameters)
+        shown = f'model = rl.Model("{value}")' if isinstance(value, str) else "rl.Model(...)"
+        message = f"`{spec.name}` of `{kind.name}` takes an rl.Model, not {what}"
+        self.report("RG0104", message, at, help=(f"declare it above the pipeline: {shown}",))
         return None
 
-    def _option(self, spec: OptionSpec, values: Mapping[str, Any], node: str, span: Span) -> Any:
-        value = freeze(values.get(spec.name, spec.default))
+    def _option(
+        self, spec: OptionSpec, values: Mapping[str, Any], definition: NodeDefinition, span: Span
+    ) -> Any:
+        kind, given = definition.type, values.get(spec.name, spec.default)
+        at = span.argument(spec.name, kind.parameters)
+        if not fits(given, definition.annotations.get(spec.name)) and given is not spec.default:
+            shown = given.__name__ if isinstance(given, type) else repr(given)
+            message = f"`{spec.name}` of `{kind.name}` takes {spec.annotation}, not {shown:.80}"
+            self.report("RG0104", message, at, help=_as_option(given, spec))
+            return None
         try:
+            value = freeze(given)
             to_json(value)
-        except TypeError as error:
-            self.report("RG0104", f"option `{spec.name}` of `{node}`: {error}", span)
+        except (TypeError, RecursionError) as error:
+            why = str(error) if isinstance(error, TypeError) else "the value contains itself"
+            self.report("RG0104", f"option `{spec.name}` of `{kind.name}`: {why:.160}", at)
             return None
         return value
 
@@ -147,6 +170,37 @@ class Builder:
         if name not in taken:
             return name
         return next(n for n in (f"{name} {i}" for i in range(2, len(taken) + 3)) if n not in taken)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Pending):
+        return value.what
+    name = type(value).__name__
+    if not isinstance(value, Carried):
+        return f"a {name}"
+    return f"{name} of another pipeline" if value.source else f"{name} made outside of a node"
+
+
+def _as_batch(value: Any) -> tuple[str, ...]:
+    """What to do with a value that is no batch."""
+    if isinstance(value, Pending):
+        return (f"give {value.what.split('.')[0]} itself, or compute in a node: @rl.node",)
+    if isinstance(value, Carried):
+        return ("call the node in this pipeline; to compute with a batch, write a node: @rl.node",)
+    return ("give what a node of this pipeline returned",)
+
+
+def _as_option(given: Any, spec: OptionSpec) -> tuple[str, ...]:
+    """The value that was meant, where it is plain."""
+    if isinstance(given, type):
+        return (f"{spec.name}=rl.{given.__name__}()",)
+    if isinstance(given, str) and spec.annotation.startswith("tuple[str"):
+        return (f"{spec.name}=({given!r},)",)
+    if isinstance(given, str) and given.isdigit():
+        return (f"{spec.name}={given}",)
+    if isinstance(given, float) and given.is_integer():
+        return (f"{spec.name}={int(given)}",)
+    return ()
 
 
 def misuse(definition: NodeDefinition, error: TypeError, wrong: str | None) -> Diagnostic:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.span import Span, caller
 
 Head = Literal["lm", "value", "score"]
+Weights = Literal["pretrained", "random"]
+Dtype = Literal["auto", "float64", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +32,38 @@ class Model:
     path: str
     name: str | None = None
     head: Head = "lm"
-    weights: Literal["pretrained", "random"] = "pretrained"
-    dtype: Literal["auto", "float64", "float32", "bfloat16"] = "auto"
+    weights: Weights = "pretrained"
+    dtype: Dtype = "auto"
     rollout: str | None = None
     train: str | None = None
     span: Span = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Remember where the model was declared."""
-        object.__setattr__(self, "span", Span.of_frame(caller(2)))
+        """Remember where the model was declared, and refuse what no model can be.
+
+        Raises:
+            CompileError: RG0104, for a value that the parameter does not take.
+        """
+        span = Span.of_frame(caller(2))
+        object.__setattr__(self, "span", span)
+        for field_name, choices in CHOICES.items():
+            value = getattr(self, field_name)
+            if value not in choices:
+                message = f"`{field_name}` of a model is {value!r}"
+                shown = suggest(str(value), choices)
+                raise fail("RG0104", message, span.argument(field_name, FIELDS), help=(shown,))
+        if not isinstance(self.path, str) or not self.path:  # pyright: ignore[reportUnnecessaryIsInstance]  users may not run a checker
+            message = f"a model's path is text, not {self.path!r}"
+            help_text = ("a hub name such as Qwen/Qwen2.5-0.5B, or a folder with config.json",)
+            raise fail("RG0104", message, span.argument("path", FIELDS), help=help_text)
 
     def frozen(self) -> Frozen:
         """This model with the weights it had when the run began, such as a KL reference."""
         return Frozen(self)
+
+
+CHOICES = {"head": get_args(Head), "weights": get_args(Weights), "dtype": get_args(Dtype)}
+FIELDS = ("path", "name", "head", "weights", "dtype", "rollout", "train")
 
 
 @dataclass(frozen=True, eq=False)

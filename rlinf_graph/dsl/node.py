@@ -13,13 +13,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 
 from rlinf_graph.dsl.builder import building, misuse, user_frame
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.ir.batch import Carried
-from rlinf_graph.ir.diagnostic import CompileError, Diagnostic, fail
+from rlinf_graph.ir.diagnostic import CompileError, Diagnostic, fail, suggest
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import (
     InputSpec,
@@ -67,6 +67,8 @@ class NodeDefinition:
         volume: how much each output carries; by default as much as the first input.
         work: what it costs; without it the node is profiled, and until then counted as declared.
         check: what must hold of a call of it, beyond its types.
+        annotations: of its options, by name, to check their values with.
+        built_in: whether this package defines it.
     """
 
     type: NodeType
@@ -76,6 +78,8 @@ class NodeDefinition:
     volume: Callable[[Call], tuple[Volume, ...]] | None = None
     work: Callable[[Call], Work] | None = None
     check: Check | None = None
+    annotations: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    built_in: bool = False
 
 
 definitions: dict[str, NodeDefinition] = {}
@@ -128,7 +132,8 @@ def _define(target: Any, settings: Mapping[str, Any]) -> Any:
         return _define_class(target, settings)
     signature = _signature(target)
     definition = _definition(target.__name__, target, list(signature.parameters.values()),
-                             signature.return_annotation, settings)  # fmt: skip
+                             signature.return_annotation,
+                             {**settings, "module": target.__module__})  # fmt: skip
     return _recording(target, definition, signature, _no_options)
 
 
@@ -142,7 +147,7 @@ def _define_class(cls: type, settings: Mapping[str, Any]) -> type:
         settings = {**settings, "work": _class_work(made)}
     definition = _definition(
         made.__name__, _class_kernel(made), [*inputs, *options],
-        signature.return_annotation, {**settings, "options": [o.name for o in options]},
+        signature.return_annotation, {**settings, "module": made.__module__},
     )  # fmt: skip
     given = functools.partial(_fields, made)
     made.__call__ = _recording(made.__call__, definition, signature, given)
@@ -205,6 +210,11 @@ def _definition(
     returns: Any,
     settings: Mapping[str, Any],
 ) -> NodeDefinition:
+    _require_settings(name, settings)
+    known = definitions.get(name)
+    if known is not None and known.built_in and not _is_built_in(settings["module"]):
+        message = f"a node type `{name}` is built in; another one would take its place everywhere"
+        raise fail("RG0504", message, Span.of_frame(user_frame()), help=("give it another name",))
     ports: Mapping[str, Port] = settings.get("ports") or {}
     heads: Mapping[str, tuple[str, ...]] = settings.get("heads") or {}
     inputs: list[InputSpec] = []
@@ -231,18 +241,61 @@ def _definition(
         role=settings.get("role", Role.COMPUTE),
         place=settings.get("place") or (Place.DEVICE if models else Place.HOST),
         doc=(inspect.getdoc(kernel) or "").split("\n")[0],
+        parameters=tuple(p.name for p in parameters),
     )
     definition = NodeDefinition(
         type=kind,
         label=settings.get("label") or name,
         kernel=kernel,
         unit=settings.get("unit", Unit.BATCH),
-        volume=settings.get("volume"),
-        work=settings.get("work"),
+        volume=_guarded(name, "volume", settings.get("volume")),
+        work=_guarded(name, "work", settings.get("work")),
         check=settings.get("check"),
+        annotations={p.name: p.annotation for p in parameters},
+        built_in=_is_built_in(settings["module"]),
     )
     definitions[name] = definition
     return definition
+
+
+SETTINGS = ("unit", "role", "place", "label", "ports", "heads", "volume", "work", "check")
+
+
+def _require_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """RG0504 for a setting that the decorator does not have, and for a unit that is none."""
+    span, unit = Span.of_frame(user_frame()), settings.get("unit", Unit.BATCH)
+    for given in settings:
+        if given not in (*SETTINGS, "module"):
+            message = f"@rl.node of `{name}` has no setting `{given}`"
+            raise fail("RG0504", message, span, help=(suggest(given, SETTINGS),))
+    if not isinstance(unit, Unit) and not callable(unit):
+        message = f"the unit of node `{name}` is {unit!r}"
+        raise fail("RG0504", message, span, help=("unit=rl.SAMPLE, rl.GROUP or rl.BATCH",))
+
+
+def _is_built_in(module: str) -> bool:
+    return module.startswith("rlinf_graph.")
+
+
+def _guarded(name: str, what: str, function: Callable[[Call], Any] | None) -> Any:
+    """`function`, whose exceptions become a diagnostic: users write it."""
+    if function is None:
+        return None
+
+    def guarded(call: Call) -> Any:
+        try:
+            return function(call)
+        except CompileError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            trace = cast("Any", error.__traceback__)
+            while trace.tb_next is not None:
+                trace = trace.tb_next
+            message = f"`{what}` of node `{name}` raised {said}"
+            raise fail("RG0509", message, Span.of_traceback(trace), label="raised here") from error
+
+    return guarded
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -291,8 +344,14 @@ def _outputs(name: str, returns: Any) -> tuple[str, ...]:
     if not all(_is_carried(kind) for kind in made):
         raise fail(
             "RG0504",
-            f"node `{name}` returns {returns!r}, which no edge can carry",
+            f"node `{name}` returns {_shown(returns)}, which no edge can carry",
             Span.of_frame(user_frame()),
-            help=("return a batch type (or a tuple of them, or None), and annotate it",),
+            help=("annotate what it returns: a batch type, a tuple of them, or None",),
         )
     return tuple(cast("type[Carried]", kind).__name__ for kind in made)
+
+
+def _shown(returns: Any) -> str:
+    if returns is inspect.Signature.empty:
+        return "something that is not annotated"
+    return returns if isinstance(returns, str) else inspect.formatannotation(returns)

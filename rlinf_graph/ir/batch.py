@@ -14,7 +14,7 @@ from enum import StrEnum
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, dataclass_transform
 
-from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.span import Span, caller
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class Carried:
             """A symbol's field: a typed projection, or a value that is pending."""
             source = cast("Source | None", self.__dict__.get("_source"))
             if source is None or name not in {f.name for f in dataclasses.fields(self)}:
-                raise AttributeError(f"{type(self).__name__} has no field `{name}`")
+                known = suggest(name, (f.name for f in dataclasses.fields(self)))
+                raise AttributeError(f"{type(self).__name__} has no field `{name}`; {known}")
             deeper = Source(source.node, source.output, (*source.field, name))
             carried = self.field_types().get(name)
             return carried.symbol(deeper) if carried else Pending(f"{type(self).__name__}.{name}")
@@ -136,11 +137,14 @@ class Pending:
 def _branched(what: str, frame: FrameType) -> Exception:
     return fail(
         "RG0103",
-        f"Python needs the value of a `{what}` that is not computed yet",
+        f"Python needs the value of `{what}`, which is not computed yet",
         Span.of_frame(frame),
         label="decided here, before the first iteration runs",
         notes=("a pipeline is built once; its batches have values only while it runs",),
-        help=("move the decision into a node: @rl.node def choose(...): ...",),
+        help=(
+            "decide inside a node: @rl.node above a function from batches to a batch",
+            "to choose before the run, give the pipeline a parameter: --set name=value",
+        ),
     )
 
 

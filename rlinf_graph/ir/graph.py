@@ -83,6 +83,10 @@ class Node:
     volume: tuple[Volume, ...] = field(default=(), compare=False)
     work: Work | None = field(default=None, compare=False)
 
+    def at(self, param: str) -> Span | None:
+        """Where the value of an option given by keyword stands; else the whole call."""
+        return self.span and self.span.argument(param)
+
     def option(self, name: str) -> Value:
         """The value of option `name`; None when the node type has no such option."""
         return dict(self.options).get(name)

@@ -71,7 +71,10 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class NodeType:
-    """The signature of a node type."""
+    """The signature of a node type.
+
+    `parameters` names all of them in the order in which a call gives them.
+    """
 
     name: str
     inputs: tuple[InputSpec, ...] = ()
@@ -81,6 +84,7 @@ class NodeType:
     role: Role = Role.COMPUTE
     place: Place = Place.HOST
     doc: str = ""
+    parameters: tuple[str, ...] = ()
 
     def input(self, name: str) -> InputSpec | None:
         """The input parameter `name`, if there is one."""

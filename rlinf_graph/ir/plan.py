@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from rlinf_graph.ir.diagnostic import Diagnostic, fail
 
 FORMAT = 1
+MOST_DEVICES = 10**6
 
 
 def parse_devices(text: str | Sequence[int]) -> tuple[int, ...]:
@@ -27,6 +28,8 @@ def parse_devices(text: str | Sequence[int]) -> tuple[int, ...]:
         if match is None:
             raise ValueError(f"`{part}` is no device range; write 0-3,6")
         first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < MOST_DEVICES:
+            raise ValueError(f"`{part}` is no device range: the lower id comes first")
         ids += range(first, last + 1)
     return tuple(ids)
 

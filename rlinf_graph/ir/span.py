@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import linecache
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 
@@ -33,6 +35,45 @@ class Span:
     def source(self) -> str:
         """The first line of the range as it stands in the file, without its line end."""
         return linecache.getline(self.file, self.line).rstrip("\n")
+
+    def argument(self, name: str, parameters: Sequence[str] = ()) -> Span:
+        """The value given for a parameter of the call in this range; the range where it is not.
+
+        Args:
+            name: of the parameter.
+            parameters: the names of all, in the order in which a call gives them.
+        """
+        call = self._call()
+        if call is None:
+            return self
+        for keyword in call.keywords:
+            if keyword.arg == name:
+                return self._of_expression(keyword.value)
+        given = {k.arg for k in call.keywords}
+        place = [p for p in parameters if p not in given]
+        plain = not any(isinstance(argument, ast.Starred) for argument in call.args)
+        if plain and name in place and place.index(name) < len(call.args):
+            return self._of_expression(call.args[place.index(name)])
+        return self
+
+    def _call(self) -> ast.Call | None:
+        """The call that fills this range, found by reading the file again."""
+        try:
+            tree = ast.parse("".join(linecache.getlines(self.file)))
+        except (SyntaxError, ValueError):
+            return None
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+        return next((call for call in calls if self._of_expression(call) == self), None)
+
+    def _of_expression(self, node: ast.expr) -> Span:
+        end_line, end = node.end_lineno or node.lineno, node.end_col_offset
+        return Span(
+            file=self.file,
+            line=node.lineno,
+            column=_display_column(self.file, node.lineno, node.col_offset),
+            end_line=end_line,
+            end_column=_display_column(self.file, end_line, end),
+        )
 
     @classmethod
     def of_frame(cls, frame: FrameType) -> Span:

@@ -16,6 +16,7 @@ from rlinf_graph.ir.batch import Carried, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
 from rlinf_graph.ir.graph import Graph, Input, Node
 from rlinf_graph.ir.node_type import NodeType, Port
+from rlinf_graph.ir.span import Span
 
 Types = Mapping[str, NodeType]
 Rule = Callable[[Graph, Types], Iterator[Diagnostic]]
@@ -110,6 +111,7 @@ def inputs_are_given(graph: Graph, types: Types) -> Iterator[Diagnostic]:
                     f"`{node.name}` needs {_either(spec.types)} for `{spec.name}`",
                     node.span,
                     label=f"`{spec.name}` is missing",
+                    help=_makers(types, spec.types),
                 )
         for edge in node.inputs:
             if kind.input(edge.param) is None:
@@ -137,16 +139,18 @@ def heads_fit(graph: Graph, types: Types) -> Iterator[Diagnostic]:
                     "RG0105",
                     f"`{node.name}` needs a model with head {_either(spec.heads)}, "
                     f"`{model.name}` has head {model.head}",
-                    node.span,
+                    _at(types, node, use.param),
+                    label=f"has head {model.head}",
                     notes=(f"`{model.name}` is declared at {model.span}",) if model.span else (),
-                    help=(f'rl.Model("{model.path}", head="{spec.heads[0]}")',),
+                    help=(f'{model.name} = rl.Model("{model.path}", head="{spec.heads[0]}")',),
                 )
-            if use.port is Port.FROZEN and spec.port is Port.TRAINED and not node_reads(node):
+            if use.port is Port.FROZEN and not node_reads(node):
                 yield Diagnostic(
                     "RG0105",
                     f"`{node.name}` changes a model, and a frozen one cannot be changed",
-                    node.span,
-                    help=(f"use `{model.name}` itself",),
+                    _at(types, node, use.param),
+                    label="frozen: keeps its first weights",
+                    help=(f"{model.name}, without .frozen()",),
                 )
 
 
@@ -183,17 +187,26 @@ def _wrong_type(
 ) -> Diagnostic:
     producer = graph.node(edge.source.node)
     where = f" ({producer.span})" if producer.span else ""
-    makers = sorted(t.name for t in types.values() if set(t.outputs) & set(taken))
-    makes = f"{_either(taken)} comes from: {', '.join(makers)}" if makers else ""
     return Diagnostic(
         "RG0101",
         f"`{node.name}` takes {_either(taken)} for `{edge.param}`, not {edge.type}",
-        node.span,
-        label=f"`{edge.param}` is {edge.type}",
+        _at(types, node, edge.param),
+        label=f"this is {edge.type}",
         notes=(f"the {edge.type} comes from `{edge.source}`{where}",),
-        help=(makes,) if makes else (),
+        help=_makers(types, taken),
     )
 
 
+def _makers(types: Types, taken: tuple[str, ...]) -> tuple[str, ...]:
+    """The node types that return one of these batch types."""
+    makers = sorted(t.name for t in types.values() if set(t.outputs) & set(taken))
+    return (f"{_either(taken)} comes from {_either(tuple(makers))}",) if makers else ()
+
+
+def _at(types: Types, node: Node, param: str) -> Span | None:
+    """What a call gives for a parameter."""
+    return node.span and node.span.argument(param, types[node.type].parameters)
+
+
 def _either(names: tuple[str, ...]) -> str:
-    return " or ".join(names)
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

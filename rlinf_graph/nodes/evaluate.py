@@ -37,18 +37,22 @@ def _check(node: Node, graph: Graph) -> Iterator[Diagnostic]:
     for name, least in {"every": 1, "samples": 1, "max_tokens": 1, "temperature": 0.0}.items():
         if node.option(name) < least:
             message = f"`{name}` of `{node.name}` is {node.option(name)}; it has to be at least"
-            yield Diagnostic("RG0104", f"{message} {least:g}", node.span)
+            yield Diagnostic("RG0104", f"{message} {least:g}", node.at(name))
     samples, pass_at = node.option("samples"), node.option("pass_at")
     if pass_at is not None and not 1 <= pass_at <= samples:
         message = (
             f"`pass_at` of `{node.name}` is {pass_at}; it lies between 1 and samples={samples}"
         )
-        yield Diagnostic("RG0104", message, node.span, help=(f"samples={2 * max(1, pass_at)}",))
+        yield Diagnostic(
+            "RG0104", message, node.at("pass_at"), help=(f"samples={2 * max(1, pass_at)}",)
+        )
     if samples > 1 and node.option("temperature") == 0:
         message = (
             f"`{node.name}` takes {samples} greedy samples of a prompt, which are all the same"
         )
-        yield Diagnostic("RG0104", message, node.span, help=("samples=1, or temperature=1.0",))
+        yield Diagnostic(
+            "RG0104", message, node.at("samples"), help=("samples=1, or temperature=1.0",)
+        )
     yield from columns_fit(node, graph, "prompts")
 
 

@@ -49,10 +49,10 @@ def _check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
         if node.option(name) < bound:
             value = node.option(name)
             message = f"`{name}` of `{node.name}` is {value}; it has to be at least {bound:g}"
-            yield Diagnostic("RG0104", message, node.span)
+            yield Diagnostic("RG0104", message, node.at(name))
     if not 0 < node.option("top_p") <= 1:
         message = f"`top_p` of `{node.name}` is {node.option('top_p')}; it lies in (0, 1]"
-        yield Diagnostic("RG0104", message, node.span)
+        yield Diagnostic("RG0104", message, node.at("top_p"))
 
 
 @node(

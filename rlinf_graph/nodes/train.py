@@ -66,7 +66,7 @@ def _check(node: Node, graph: Graph) -> Iterator[Diagnostic]:
         value = node.option(name)
         if value is not None and value < 1:
             message = f"`{name}` of `{node.name}` is {value}; it has to be at least 1"
-            yield Diagnostic("RG0104", message, node.span)
+            yield Diagnostic("RG0104", message, node.at(name))
 
 
 def _targets_fit(node: Node, graph: Graph, loss: Loss) -> Iterator[Diagnostic]:

@@ -30,7 +30,8 @@ def _minibatches(graph: Graph, node: Node) -> Iterator[Diagnostic]:
     yield Diagnostic(
         "RG0403",
         f"minibatch {minibatch} does not divide the {samples} samples of an iteration",
-        node.span,
+        node.at("minibatch"),
+        label=f"{samples} % {minibatch} = {samples % minibatch}",
         notes=(f"the samples come from `{producer.name}` at {producer.span}",),
         help=(f"minibatch={near}",),
     )

@@ -44,8 +44,8 @@ def _trained_models_are_synced(graph: Graph) -> Iterator[Diagnostic]:
         if readers and model not in graph.syncs():
             yield Diagnostic(
                 "RG0301",
-                f"`{model}` is trained but never synced: `{readers[0].name}` would go on "
-                "sampling with the first weights",
+                f"`{model}` is trained but never synced: `{readers[0].name}` would keep on "
+                "reading the first weights",
                 trainer.span,
                 label=f"trains `{model}`",
                 notes=(f"`{readers[0].name}` reads it at {readers[0].span}",),
@@ -73,21 +73,25 @@ def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
             yield Diagnostic(
                 "RG0302",
                 f"staleness of `{node.model}` has no bound",
-                node.span,
-                label=f"max_staleness={bound}",
-                notes=("without a bound the rollout may run ahead of training for ever",),
-                help=("max_staleness=1 lets rollout and training overlap by one iteration",),
+                node.at("max_staleness"),
+                label="no bound",
+                notes=("without a bound rollout may run ahead of training for ever",),
+                help=(
+                    "max_staleness=1 lets rollout and training overlap by one iteration",
+                    "max_staleness=0 trains on samples of the newest weights only",
+                ),
             )
         elif not isinstance(every, int) or every < 1:
             message = f"`every` of `{node.name}` is {every}; it has to be at least 1"
-            yield Diagnostic("RG0104", message, node.span)
+            yield Diagnostic("RG0104", message, node.at("every"))
         elif every - 1 > bound:
             yield Diagnostic(
                 "RG0302",
                 f"weights of `{node.model}` delivered every {every} iterations are up to "
                 f"{every - 1} iterations old, {bound} allowed",
-                node.span,
-                help=(f"max_staleness={every - 1}, or every={bound + 1}",),
+                node.at("every"),
+                notes=(f"max_staleness={bound} is the bound",),
+                help=(f"max_staleness={every - 1}", f"every={bound + 1}"),
             )
         elif bound > 0:
             yield from _uncorrected(graph, node, f"samples may be {bound} iterations old")
@@ -110,9 +114,11 @@ def _uncorrected(graph: Graph, sync: Node, why: str) -> Iterator[Diagnostic]:
     yield Diagnostic(
         "RG0303",
         f"`{trainer.name}` ignores the behaviour log-probabilities, and {why}",
-        trainer.span,
-        label=f"{type(loss).__name__}(old={getattr(loss, 'old', None)!r})",
-        notes=(f"the bound stands at {sync.span}",),
-        help=('old="behaviour" in the loss weighs each token by how much its probability changed',
-              "max_staleness=0 in rl.sync"),
-    )  # fmt: skip
+        trainer.at("loss"),
+        label=f"{type(loss).__name__} with old={getattr(loss, 'old', None)!r}",
+        notes=(f"`{sync.name}` is at {sync.at('max_staleness')}",),
+        help=(
+            'old="behaviour" in the loss weighs each token by how much its probability changed',
+            *(("max_staleness=0 in rl.sync",) if sync.option("max_staleness") else ()),
+        ),
+    )

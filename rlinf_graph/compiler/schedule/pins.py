@@ -20,6 +20,11 @@ class Pin:
     devices: tuple[int, ...] | None = None
     tp: int | None = None
 
+    def __str__(self) -> str:
+        """As it is written: `0-7 tp 2`."""
+        devices = None if self.devices is None else show_devices(self.devices)
+        return " ".join(filter(None, (devices, f"tp {self.tp}" if self.tp else None)))
+
 
 def read_pins(graph: Graph, cluster: Cluster, more: Mapping[str, str]) -> dict[str, Pin]:
     """Pins by node name, from the pipeline's declaration and from the command line.
@@ -53,12 +58,14 @@ def read_pins(graph: Graph, cluster: Cluster, more: Mapping[str, str]) -> dict[s
 
 
 def _parse(text: str) -> Pin | None:
-    match = re.fullmatch(r"\s*([\d,\-\s]*?)\s*(?:tp\s*(\d+))?\s*", text)
+    match = re.fullmatch(r"\s*([\d,\-\s]*?)\s*(?:tp\s*([1-9]\d*))?\s*", text)
     if match is None or not any(match.groups()):
         return None
     try:
         devices = parse_devices(match[1]) if match[1] else None
     except ValueError:
+        return None
+    if devices is not None and len(set(devices)) < max(1, len(devices)):
         return None
     return Pin(devices, int(match[2]) if match[2] else None)
 
@@ -66,13 +73,18 @@ def _parse(text: str) -> Pin | None:
 def _missing(graph: Graph, cluster: Cluster, name: str, pin: Pin) -> list[Diagnostic]:
     if pin.devices is None or max(pin.devices) < cluster.size:
         return []
+    there = show_devices(range(cluster.size))
     return [
         Diagnostic(
             "RG0402",
             f"`{name}` is pinned to devices {show_devices(pin.devices)}, "
-            f"{cluster.name} has {cluster.size} (0-{cluster.size - 1})",
+            f"{cluster.name} has {cluster.size} ({there})",
             graph.node(name).span,
+            label=f"pinned to {show_devices(pin.devices)}",
             notes=(f"{cluster.name}: {cluster.summary()}",),
-            help=(f'pin "{name}" to 0-{cluster.size - 1}, or give a larger cluster',),
+            help=(
+                f'pins={{"{name}": "{there}"}}',
+                f"or a cluster of at least {max(pin.devices) + 1} devices",
+            ),
         )
     ]

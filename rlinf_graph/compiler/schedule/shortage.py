@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.schedule.memory import RESERVED
 from rlinf_graph.compiler.schedule.pins import Pin
 from rlinf_graph.compiler.schedule.space import Infeasible
@@ -31,11 +32,19 @@ def no_plan_fits(
     """
     short = [found for found in infeasible.values() if found.short is not None]
     if not short:
+        if not device_nodes(graph):
+            message = f"nothing in `{graph.name}` trains or evaluates a model"
+            note = "batches that no such node reads are not computed"
+            help_text = ("rl.train(...), or rl.evaluate(...)",)
+            found = Diagnostic("RG0205", message, graph.span, notes=(note,), help=help_text)
+            return CompileError([found])
         reasons = tuple(sorted({found.reason for found in infeasible.values()}))
         if not reasons and pins:
             message = f"no placement of `{graph.name}` on {cluster.name} agrees with the pins"
-            notes = tuple(f"`{name}`: {pin}" for name, pin in pins.items())
-            return CompileError([Diagnostic("RG0407", message, graph.span, notes=notes)])
+            notes = tuple(f"`{name}` is pinned to {pin}" for name, pin in pins.items())
+            help_text = ("leave out the pin that matters least",)
+            found = Diagnostic("RG0407", message, graph.span, notes=notes, help=help_text)
+            return CompileError([found])
         message = f"no layout of `{graph.name}` divides its batches on {cluster.name}"
         return CompileError([Diagnostic("RG0403", message, graph.span, notes=reasons)])
     nearest = min(short, key=lambda found: found.short.over if found.short else 0.0)
