@@ -1,0 +1,1 @@
+"""Engines: what does the numerical work of nodes. Each implements `rlinf_graph.nodes.engine`."""

@@ -1,0 +1,1 @@
+"""The engine that runs anywhere: transformers' models in plain torch."""
