@@ -1,0 +1,181 @@
+"""The decoding loop: one token for every sequence of a batch at a time, with a key-value cache.
+
+Prompts are read once each, padded on the right: causal attention keeps the padding from being
+seen by its own prompt, and a bias keeps it from the tokens that follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rlinf_graph.engines.torch.forward import selected_logits, within
+from rlinf_graph.engines.torch.sampling import draw, wide
+from rlinf_graph.engines.torch.text import Text
+from rlinf_graph.nodes.engine import Sampling
+
+TAIL = 4
+"""Tokens looked at for a stop text beyond its bytes: one character may take that many."""
+
+
+@dataclass
+class Responses:
+    """Responses padded on the right to the token limit.
+
+    Attributes:
+        tokens: int64 `(b, max_tokens)`.
+        logprobs: `(b, max_tokens)`, at least float32.
+        lengths: int64 `(b,)`.
+        finished: bool `(b,)`; false where the token limit cut the response.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    lengths: Tensor
+    finished: Tensor
+
+
+@dataclass
+class Live:
+    """Sequences still being answered.
+
+    Attributes:
+        rows: int64 `(live,)`, their places in `Responses`.
+        going: bool `(live,)`; ended ones are dropped together, when half have ended.
+        positions: int64 `(live,)`, of the next token.
+        bias: `(live, tokens)`, added to attention scores; None where no prompt is padded.
+        seen: columns of the bias that the cache holds.
+        cache: keys and values.
+        logits: `(live, vocabulary)`, of the next token.
+    """
+
+    rows: Tensor
+    going: Tensor
+    positions: Tensor
+    bias: Tensor | None
+    seen: int
+    cache: DynamicCache
+    logits: Tensor
+
+    def drop_ended(self) -> Tensor:
+        """Keep those still going; the places they had."""
+        kept = self.going.nonzero()[:, 0]
+        self.rows, self.going = self.rows[kept], self.going[kept]
+        self.positions = self.positions[kept]
+        self.bias = None if self.bias is None else self.bias[kept]
+        self.cache.batch_select_indices(kept)
+        return kept
+
+    def read(self, model: PreTrainedModel, tokens: Tensor) -> None:
+        """Let the model read one more token of each."""
+        self.seen += 1
+        said = model(
+            input_ids=tokens[:, None],
+            attention_mask=None if self.bias is None else self.bias[:, None, None, : self.seen],
+            position_ids=self.positions[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits = said.logits[:, -1]
+        self.positions = self.positions + 1
+
+
+def may_pad(model: PreTrainedModel) -> bool:
+    """Whether the model can be told to look past padding inside a sequence.
+
+    Sliding windows count the padding, and states of linear attention take it in.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None and not model._is_stateful
+
+
+def answer(
+    model: PreTrainedModel,
+    text: Text,
+    prompts: tuple[Tensor, Tensor],
+    sampling: Sampling,
+    stream: int,
+    index: Tensor,
+) -> Responses:
+    """Answer each prompt `samples` times.
+
+    Args:
+        model: a causal language model.
+        text: its tokenizer and end tokens.
+        prompts: int64 `(n, t)`, padded on the right, and their lengths, `(n,)`.
+        sampling: how.
+        stream: of the node and the iteration.
+        index: int64 `(n * samples,)`, of the samples, those of a prompt together.
+    """
+    made = _room(len(index), sampling.max_tokens, model)
+    if not len(index):
+        return made
+    ends = index.new_tensor(text.ends)
+    live = _read_prompts(model, *prompts, sampling)
+    for step in range(sampling.max_tokens):
+        drawn, logprobs = draw(live.logits, sampling, stream, index[live.rows], step)
+        made.tokens[live.rows, step] = drawn
+        made.logprobs[live.rows, step] = logprobs
+        made.lengths[live.rows] += live.going
+        ended = torch.isin(drawn, ends)
+        if sampling.stop:
+            ended |= _stopped(text, made.tokens[live.rows, : step + 1], sampling.stop)
+        made.finished[live.rows] |= ended & live.going
+        live.going &= ~ended
+        count = int(live.going.sum())
+        if not count or step + 1 == sampling.max_tokens:
+            break
+        if count <= len(live.rows) // 2:
+            drawn = drawn[live.drop_ended()]
+        live.read(model, drawn)
+    return made
+
+
+def _room(count: int, size: int, model: PreTrainedModel) -> Responses:
+    ints = torch.zeros(count, size, dtype=torch.int64, device=model.device)
+    return Responses(
+        tokens=ints,
+        logprobs=wide(torch.zeros(count, size, dtype=model.dtype, device=model.device)),
+        lengths=ints.new_zeros(count),
+        finished=ints.new_zeros(count, dtype=torch.bool),
+    )
+
+
+def _read_prompts(
+    model: PreTrainedModel, tokens: Tensor, lengths: Tensor, sampling: Sampling
+) -> Live:
+    """Read each prompt once, and repeat what was read for its samples."""
+    samples, width = sampling.samples, tokens.shape[1]
+    inside = within(lengths)
+    last = torch.arange(width, device=tokens.device) == lengths[:, None] - 1
+    cache = DynamicCache(config=model.config)
+    logits = selected_logits(model, tokens, last, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(samples)
+    bias = None
+    if not bool(inside.all()):
+        bias = logits.new_zeros(len(tokens), width + sampling.max_tokens, dtype=model.dtype)
+        bias[:, :width].masked_fill_(~inside, torch.finfo(model.dtype).min)
+        bias = bias.repeat_interleave(samples, dim=0)
+    count = len(tokens) * samples
+    return Live(
+        rows=torch.arange(count, device=tokens.device),
+        going=torch.ones(count, dtype=torch.bool, device=tokens.device),
+        positions=lengths.repeat_interleave(samples),
+        bias=bias,
+        seen=width,
+        cache=cache,
+        logits=logits.repeat_interleave(samples, dim=0),
+    )
+
+
+def _stopped(text: Text, responses: Tensor, stop: tuple[str, ...]) -> Tensor:
+    """Whether the ends of responses `(n, t)` contain a stop text."""
+    window = max(len(s.encode()) for s in stop) + TAIL
+    tails = text.decode(responses[:, -window:].tolist(), special=True)
+    return responses.new_tensor([any(s in tail for s in stop) for tail in tails]).bool()

@@ -1,0 +1,96 @@
+"""Prompts to rollouts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlinf_graph.engines.torch.decoding import Responses, answer, may_pad
+from rlinf_graph.engines.torch.forward import padded, within
+from rlinf_graph.engines.torch.noise import key_stream
+from rlinf_graph.engines.torch.text import Text, plain
+from rlinf_graph.ir import packed
+from rlinf_graph.ir.batches import Prompts, Rollouts
+from rlinf_graph.nodes.engine import Key, Sampling
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    text: Text,
+    prompts: Prompts,
+    sampling: Sampling,
+    key: Key,
+    version: int,
+) -> Rollouts:
+    """Answer prompts; see `Engine.generate`.
+
+    Raises:
+        CompileError: RG0503, for a prompt that the tokenizer cannot read.
+    """
+    asked = text.encode(prompts.prompts)
+    lengths = torch.tensor([len(tokens) for tokens in asked], dtype=torch.int64)
+    groups = [torch.arange(len(asked))]
+    if not may_pad(model):
+        groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()] or groups
+    parts: list[Rollouts] = []
+    for rows in groups:
+        told = packed.select(prompts, rows.numpy())
+        tokens = torch.tensor([t for row in rows.tolist() for t in asked[row]], dtype=torch.int64)
+        matrix = padded(tokens, within(lengths[rows]))
+        index = _sample_index(told, sampling.samples)
+        made = answer(
+            model,
+            text,
+            (matrix.to(model.device), lengths[rows].to(model.device)),
+            sampling,
+            key_stream(key),
+            index.to(model.device),
+        )
+        parts.append(_rollouts(text, told, (matrix, lengths[rows]), made, index, version))
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.cat(groups).argsort()[:, None] * sampling.samples
+    order = (places + torch.arange(sampling.samples)).flatten()
+    return packed.select(packed.concat(parts), order.numpy())
+
+
+def _sample_index(prompts: Prompts, samples: int) -> Tensor:
+    """int64 `(n * samples,)`: of response j of a prompt, `prompt.index * samples + j`."""
+    each = torch.arange(samples, device=prompts.index.device)
+    return (prompts.index[:, None] * samples + each).flatten()
+
+
+def _rollouts(
+    text: Text,
+    prompts: Prompts,
+    asked: tuple[Tensor, Tensor],
+    made: Responses,
+    index: Tensor,
+    version: int,
+) -> Rollouts:
+    """Pack prompts and responses, on the device that the prompts came from."""
+    home = prompts.index.device
+    samples = len(index) // max(1, len(prompts))
+    matrix, lengths = (part.repeat_interleave(samples, dim=0) for part in asked)
+    answered = within(made.lengths.cpu())
+    width = answered.shape[1]
+    responses, logprobs = made.tokens[:, :width].cpu(), made.logprobs[:, :width].cpu()
+    inside = torch.cat([within(lengths, matrix.shape[1]), answered], dim=1)
+    own = torch.cat([torch.zeros_like(matrix, dtype=torch.bool), answered], dim=1)[inside]
+    rows = zip(responses.tolist(), made.lengths.tolist(), strict=True)
+    return Rollouts(
+        index=index,
+        group=prompts.index.repeat_interleave(samples),
+        lengths=inside.sum(dim=1).to(home),
+        tokens=torch.cat([matrix, responses], dim=1)[inside].to(home),
+        mask=own.to(home),
+        logprobs=padded(logprobs[answered], own).to(home),
+        versions=torch.where(own, version, -1).to(home),
+        prompt_lengths=lengths.to(home),
+        finished=made.finished.to(home),
+        prompts=[plain(prompt) for prompt in prompts.prompts for _ in range(samples)],
+        responses=text.decode([tokens[:length] for tokens, length in rows]),
+        columns=[columns for columns in prompts.columns for _ in range(samples)],
+    )
