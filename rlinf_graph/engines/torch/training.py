@@ -1,0 +1,152 @@
+"""Gradients, master weights and optimizer states of a model in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlinf_graph.engines.torch.weights import require_all
+from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.nodes.execution import emit
+from rlinf_graph.nodes.metric import Metrics
+from rlinf_graph.nodes.optimizer import AdamW
+
+EXACT = (torch.float32, torch.float64)
+
+
+class Training:
+    """What training keeps besides the model.
+
+    Parameters in bfloat16 have float32 copies, the masters: gradients add up there and the
+    optimizer updates them, since an update of 1e-6 is lost in the eight bits of a bfloat16
+    mantissa. Parameters of float32 and float64 are their own masters.
+
+    Args:
+        model: its parameters are trained, all of them.
+        name: the model's name, for messages.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.name = name
+        self.params = dict(model.named_parameters())
+        self.masters = {
+            n: p if p.dtype in EXACT else nn.Parameter(p.detach().float())
+            for n, p in self.params.items()
+        }
+        self.steps = 0
+        self._adamw = torch.optim.AdamW(list(self.masters.values()), fused=True)
+
+    def collect(self) -> None:
+        """Move what a backward pass left into the gradients of the masters."""
+        for name, param in self.params.items():
+            master = self.masters[name]
+            if master is param or param.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = param.grad.float()
+            else:
+                master.grad += param.grad
+            param.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients held, by name, to be changed in place; zeros where there is none."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return {name: m.grad for name, m in self.masters.items() if m.grad is not None}
+
+    @torch.no_grad()
+    def step(self, optimizer: AdamW, weight: float, metrics: Metrics) -> None:
+        """Divide the gradients by `weight`, clip them to a global norm, update, forget them.
+
+        A weight of 0 means that no sample counted, and divides by 1. Clipping multiplies by
+        `max_grad_norm / (norm + 1e-6)` where that is below 1, as torch does. Emits the norm before
+        clipping as `train/grad_norm` and the learning rate as `train/lr`.
+
+        Raises:
+            CompileError: RG0605, for a gradient norm that is no finite number.
+        """
+        for gradient in self.gradients().values():
+            gradient /= weight or 1.0
+        limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit))
+        if not math.isfinite(norm):
+            raise fail(
+                "RG0605",
+                f"the gradient norm of `{self.name}` is {norm} at optimizer step {self.steps}",
+                notes=("its weights are as they were before this step",),
+                help=("look at train/loss and train/ratio_max of the iterations before it",
+                      f"lower the learning rate, {optimizer.rate(self.steps):g} at this step"),
+            )  # fmt: skip
+        rate = optimizer.rate(self.steps)
+        for group in self._adamw.param_groups:
+            group["lr"], group["betas"] = rate, optimizer.betas
+            group["eps"], group["weight_decay"] = optimizer.eps, optimizer.weight_decay
+        self._adamw.step()
+        self._adamw.zero_grad()
+        self.steps += 1
+        for name, param in self.params.items():
+            if self.masters[name] is not param:
+                param.copy_(self.masters[name])
+        emit(metrics, "train/grad_norm", norm)
+        emit(metrics, "train/lr", rate)
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Take the model's weights as masters, after they were overwritten."""
+        for name, param in self.params.items():
+            if self.masters[name] is not param:
+                self.masters[name].copy_(param)
+
+    def state(self) -> dict[str, Any]:
+        """Copies on the CPU: `masters` and `optimizer` by parameter name, and `steps`."""
+        kept = self._adamw.state
+        return {
+            "masters": {n: _copy(m) for n, m in self.masters.items() if m is not self.params[n]},
+            "optimizer": {
+                n: {key: _copy(value) for key, value in kept[m].items()}
+                for n, m in self.masters.items()
+                if m in kept
+            },
+            "steps": self.steps,
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave.
+
+        Raises:
+            CompileError: RG0604, for the state of another model.
+        """
+        mine = {n: m for n, m in self.masters.items() if m is not self.params[n]}
+        require_all(mine, state["masters"], "master weights", self.name)
+        if state["steps"]:
+            require_all(self.masters, state["optimizer"], "optimizer states", self.name)
+        for name, master in mine.items():
+            master.copy_(state["masters"][name])
+        self._adamw.state.clear()
+        for name, kept in state["optimizer"].items():
+            device = self.masters[name].device
+            self._adamw.state[self.masters[name]] = {
+                key: value.to(device, copy=True) for key, value in kept.items()
+            }
+        self._adamw.zero_grad()
+        self.steps = state["steps"]
+
+    def to(self, device: torch.device) -> None:
+        """Move masters, gradients and optimizer states."""
+        for master in self.masters.values():
+            master.data = master.data.to(device)
+            if master.grad is not None:
+                master.grad.data = master.grad.data.to(device)
+            kept = self._adamw.state.get(master, {})
+            for key, value in kept.items():
+                kept[key] = value.to(device)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
