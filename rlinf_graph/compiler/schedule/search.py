@@ -11,6 +11,7 @@ from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.schedule.bound import Bounds
 from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
 from rlinf_graph.compiler.schedule.layouts import Layouts
+from rlinf_graph.compiler.schedule.mends import Case, Tried
 from rlinf_graph.compiler.schedule.pins import Pin, read_pins
 from rlinf_graph.compiler.schedule.shortage import no_plan_fits
 from rlinf_graph.compiler.schedule.space import Infeasible, Space
@@ -21,6 +22,8 @@ from rlinf_graph.ir.plan import Estimate, Plan
 from rlinf_graph.ir.timeline import Event, period
 
 SAME = 1e-9
+ATTEMPT_S = 1.0
+"""For each change that a shortage of memory suggests."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Search:
         pins = read_pins(self.graph, self.cluster, self.pins)
         candidates, infeasible, complete = self._enumerate(pins, start + self.limit_s)
         if not candidates:
-            raise no_plan_fits(self.graph, self.cluster, infeasible, pins, self._larger(pins))
+            case = Case(self.graph, self.cluster, pins)
+            raise no_plan_fits(case, infeasible, self._attempt)
         done, bound = self._simulate(candidates, time.perf_counter() + self.limit_s)
         best = min(done, key=_order)
         done += self._families(candidates, done)
@@ -124,15 +128,20 @@ class Search:
                 return candidates, infeasible, False
         return candidates, infeasible, True
 
-    def _larger(self, pins: dict[str, Pin]) -> str | None:
-        """The smallest multiple of the cluster, up to eightfold, on which something fits."""
-        for factor in (2, 4, 8):
-            groups = tuple(replace(g, nodes=g.nodes * factor) for g in self.cluster.groups)
-            larger = replace(self.cluster, groups=groups)
-            search = replace(self, cluster=larger, costs=CostModel(self.graph, larger))
-            if search._enumerate(pins, time.perf_counter() + 1.0)[0]:
-                return larger.summary()
-        return None
+    def _attempt(self, case: Case) -> Tried:
+        """Whether something fits in another case; its time, where a second is enough for it."""
+        costs = CostModel(case.graph, case.cluster)
+        search = replace(self, graph=case.graph, cluster=case.cluster, costs=costs)
+        found, infeasible, complete = search._enumerate(
+            dict(case.pins), time.perf_counter() + ATTEMPT_S
+        )
+        if not found:
+            over = min((_lack(i) for i in infeasible.values()), default=float("inf"))
+            return Tried(fits=False, over=over)
+        if not complete:
+            return Tried(fits=True)
+        best = min(found, key=lambda c: (c.bound, c.staleness, c.chunks, c.label()))
+        return Tried(fits=True, seconds=search.simulated(best).seconds)
 
     def _simulate(
         self, candidates: list[Candidate], deadline: float

@@ -6,30 +6,21 @@ from collections.abc import Mapping
 
 from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.schedule.memory import RESERVED
-from rlinf_graph.compiler.schedule.pins import Pin
+from rlinf_graph.compiler.schedule.mends import Case, Try, mends
 from rlinf_graph.compiler.schedule.space import Infeasible
-from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
-from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import leaves_of
 
 
-def no_plan_fits(
-    graph: Graph,
-    cluster: Cluster,
-    infeasible: Mapping[str, Infeasible],
-    pins: Mapping[str, Pin],
-    fits_on: str | None,
-) -> CompileError:
+def no_plan_fits(case: Case, infeasible: Mapping[str, Infeasible], attempt: Try) -> CompileError:
     """RG0401 with the parts of the node that lacks least memory; RG0403 or RG0407 otherwise.
 
     Args:
-        graph: what does not fit.
-        cluster: on what.
+        case: what does not fit.
         infeasible: by mode, the placement that lacks least.
-        pins: in force.
-        fits_on: a larger cluster on which it fits, in words.
+        attempt: whether a changed case fits.
     """
+    graph, cluster, pins = case.graph, case.cluster, case.pins
     short = [found for found in infeasible.values() if found.short is not None]
     if not short:
         if not device_nodes(graph):
@@ -48,27 +39,29 @@ def no_plan_fits(
         message = f"no layout of `{graph.name}` divides its batches on {cluster.name}"
         return CompileError([Diagnostic("RG0403", message, graph.span, notes=reasons)])
     nearest = min(short, key=lambda found: found.short.over if found.short else 0.0)
-    return CompileError([_memory(graph, cluster, nearest, fits_on)])
+    return CompileError([_memory(case, nearest, attempt)])
 
 
-def _memory(graph: Graph, cluster: Cluster, nearest: Infeasible, fits_on: str | None) -> Diagnostic:
+def _memory(case: Case, nearest: Infeasible, attempt: Try) -> Diagnostic:
     short = nearest.short
     if short is None:
         raise ValueError("this placement does not lack memory")
     leaf = next(x for x in leaves_of(nearest.placement) if x.node == short.node)
-    device = cluster.group_of(short.device).device
+    device = case.cluster.group_of(short.device).device
     per = "GPU" if device.kind == "gpu" else "core"
     parts = "  ".join(f"{name} {size / 1e9:.1f}" for name, size in nearest.parts if size)
+    where = f" by {case.cluster.file}" if case.cluster.file.endswith(".toml") else ""
     others = f"  other nodes {short.others / 1e9:.1f}" if short.others else ""
     return Diagnostic(
         "RG0401",
         f"`{short.node}` on {len(leaf.devices)} × {device.name} needs {short.needed / 1e9:.1f} GB "
         f"per {per}, {short.available / 1e9:.1f} GB available ({short.over / 1e9:.1f} GB over)",
-        graph.node(short.node).span,
+        case.graph.node(short.node).span,
+        label=f"{short.over / 1e9:.1f} GB too much",
         notes=(
             f"GB: {parts}{others}",
-            f"{device.memory / 1e9:.1f} GB a {per}, {RESERVED:.0%} of it reserved",
+            f"{device.memory / 1e9:.1f} GB a {per}{where}, {RESERVED:.0%} of it reserved",
             "every other placement on this cluster lacks more",
         ),
-        help=(f"{fits_on}: fits",) if fits_on else (),
+        help=mends(case, short, attempt),
     )
