@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,16 @@ from rlinf_graph.ir.program import (
     Position,
     Program,
     Recv,
+    Repeat,
     Run,
     Send,
+    When,
     WorkerGroup,
 )
 from rlinf_graph.ir.timeline import Event
+
+MOST_MICRO_BATCHES = 8
+"""Of a minibatch, in a simulation: finer ones change nothing but when its first one can start."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,14 @@ class SimulatedMachine:
     """Durations from the cost model; batches are not there.
 
     A node that runs in every k-th iteration costs a k-th of its time in each, so that an iteration
-    is the average one.
+    is the average one. `merged` says how many micro-batches of a node stand for one.
     """
 
     graph: Graph
     plan: Plan
     cluster: Cluster
     costs: CostModel
+    merged: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> float:
         """Seconds of an instruction."""
@@ -50,22 +57,24 @@ class SimulatedMachine:
             if not isinstance(instruction, Run):
                 return 0.0
             processes = self.plan.host.get(node.name, 1)
-            return self.costs.host(node, processes, self.cluster.groups[0]).seconds / group.chunks
+            seconds = self.costs.host(node, processes, self.cluster.groups[0]).seconds
+            return seconds / group.chunks / cadence(self.graph, node)
         settings, devices = self.plan.settings(node.name), self.plan.devices(node.name)
         match instruction:
             case Run():
                 every = cadence(self.graph, node)
                 return self.costs.chunk_seconds(node, devices, settings) / every
             case Accumulate(samples=samples):
-                return self.costs.accumulate_seconds(node, devices, settings, samples)
+                each = self.costs.accumulate_seconds(node, devices, settings, samples)
+                return each * self.merged.get(node.name, 1)
             case OptimizerStep():
                 return self.costs.optimizer_step_seconds(node, devices, settings)
             case Load():
                 return self.costs.node(node, devices, settings).load_s
             case Offload():
                 return self.costs.node(node, devices, settings).offload_s
-            case Await(model=model, method=method):
-                return self.sync_seconds(group, model, method)
+            case Await(model=model, method=method, every=every):
+                return self.sync_seconds(group, model, method) / every
             case _:
                 return 0.0
 
@@ -94,24 +103,44 @@ def simulate(
     iterations: int = 6,
 ) -> list[Event]:  # fmt: skip
     """The timeline of a program by the cost model; rank 0 stands for each group."""
-    machine = SimulatedMachine(graph, plan, cluster, costs)
-    return Interpreter(_averaged(program), machine, one_rank=True).run(iterations)
+    groups, merged = list[WorkerGroup](), dict[str, int]()
+    for group in program.groups:
+        body, times = _simplified(group.body)
+        groups.append(replace(group, body=body))
+        merged[group.name] = times
+    machine = SimulatedMachine(graph, plan, cluster, costs, merged)
+    return Interpreter(replace(program, groups=tuple(groups)), machine, one_rank=True).run(
+        iterations
+    )
 
 
-def _averaged(program: Program) -> Program:
-    """The program with what runs now and then in every iteration, to be counted in shares."""
-    from dataclasses import replace
+def _simplified(body: tuple[Instruction, ...]) -> tuple[tuple[Instruction, ...], int]:
+    """What runs now and then, in every iteration; and few micro-batches that stand for many.
 
-    from rlinf_graph.ir.program import When
+    Returns the body and how many micro-batches each of its own stands for.
+    """
+    made, times = list[Instruction](), 1
+    for instruction in body:
+        if isinstance(instruction, When):
+            inner, times = _simplified(instruction.body)
+            made += inner
+        elif isinstance(instruction, Repeat) and instruction.axis == "micro_batch":
+            count = max(n for n in range(1, MOST_MICRO_BATCHES + 1) if instruction.count % n == 0)
+            times = instruction.count // count
+            made.append(Repeat("micro_batch", count, tuple(map(_widened(count), instruction.body))))
+        elif isinstance(instruction, Repeat):
+            inner, inside = _simplified(instruction.body)
+            times = max(times, inside)
+            made.append(replace(instruction, body=inner))
+        else:
+            made.append(instruction)
+    return tuple(made), times
 
-    def flat(body: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
-        return tuple(
-            inner
-            for instruction in body
-            for inner in (
-                flat(instruction.body) if isinstance(instruction, When) else (instruction,)
-            )
-        )
 
-    groups = tuple(replace(group, body=flat(group.body)) for group in program.groups)
-    return replace(program, groups=groups)
+def _widened(micro_batches: int) -> Callable[[Instruction], Instruction]:
+    def widen(instruction: Instruction) -> Instruction:
+        if not isinstance(instruction, Recv):
+            return instruction
+        return replace(instruction, select=replace(instruction.select, micro_batches=micro_batches))
+
+    return widen

@@ -25,10 +25,17 @@ SyncCost = Callable[[str, tuple[int, ...], tuple[int, ...]], float]
 
 @dataclass
 class Bounds:
-    """Lower bounds for the plans of one graph."""
+    """Lower bounds for the plans of one graph.
+
+    Attributes:
+        graph: after the passes.
+        sync_seconds: of one delivery of weights.
+        host_seconds: of the busiest host node in an iteration.
+    """
 
     graph: Graph
     sync_seconds: SyncCost
+    host_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Find the chains from the readers of each trained model to its trainer."""
@@ -45,7 +52,7 @@ class Bounds:
             for device in representatives(leaves):
                 if device in leaf.devices:
                     loads[device] = loads.get(device, 0.0) + busy
-        return max(loads.values())
+        return max(self.host_seconds, *loads.values())
 
     def busy(
         self,
@@ -77,16 +84,20 @@ class Bounds:
         return total + ends + rest
 
     def _times(self, node: Node, option: Option) -> tuple[float, float]:
-        """Seconds of the node, and those after the last sample has arrived (at least)."""
+        """Seconds of the node, and those after the last sample has arrived (at least).
+
+        Training can take every micro-batch but the last before the last sample is there.
+        """
         seconds = option.cost.seconds
         if node.role is not Role.TRAIN:
             return seconds, seconds / option.settings.chunks
         epochs = node.option("epochs")
         source = node.inputs[0].source
         samples = self.graph.node(source.node).volume[source.output].samples
-        minibatches = samples // (node.option("minibatch") or samples)
+        micro_batch = option.settings.micro_batch or samples
+        micro_batches = max(1, samples // (option.settings.parallel.dp * micro_batch))
         one = seconds / epochs
-        return seconds, one / minibatches + one * (epochs - 1)
+        return seconds, one / micro_batches + one * (epochs - 1)
 
     def _syncs(self, leaf: Leaf, leaves: list[Leaf]) -> float:
         trainers, total = self.graph.trainers(), 0.0

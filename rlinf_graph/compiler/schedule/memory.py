@@ -10,10 +10,10 @@ from rlinf_graph.compiler.schedule.layouts import Option
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.plan import Leaf
 
-RESERVED = 0.06
-"""Part of a device's memory that nobody may plan with: context, allocator, fragmentation.
+RESERVED = 0.02
+"""Part of a device's memory that nobody may plan with: fragmentation of the allocator.
 
-CUDA context and NCCL buffers take 1.5 to 3 GB of an 80 GB card; vLLM leaves 8 to 10 % by default.
+An assumption. Context and communication buffers are a part of every node's own memory.
 """
 
 

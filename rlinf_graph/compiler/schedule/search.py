@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from rlinf_graph.compiler.cost import CostModel
-from rlinf_graph.compiler.lower import lower
+from rlinf_graph.compiler.lower import cadence, is_host, lower
 from rlinf_graph.compiler.schedule.bound import Bounds
-from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
+from rlinf_graph.compiler.schedule.candidate import Candidate, host_processes, to_plan
 from rlinf_graph.compiler.schedule.layouts import Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
 from rlinf_graph.compiler.schedule.pins import Pin, read_pins
@@ -18,12 +18,16 @@ from rlinf_graph.compiler.schedule.space import Infeasible, Space
 from rlinf_graph.compiler.simulate import simulate
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.plan import Estimate, Plan
+from rlinf_graph.ir.plan import Estimate, Plan, devices_of
 from rlinf_graph.ir.timeline import Event, period
 
 SAME = 1e-9
 ATTEMPT_S = 1.0
 """For each change that a shortage of memory suggests."""
+SETTLED = 1e-3
+MOST_ITERATIONS = 64
+TRIES = 4
+"""Candidates simulated of a family that is shown only as rejected."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Search:
         self, pins: dict[str, Pin], deadline: float
     ) -> tuple[list[Candidate], dict[str, Infeasible], bool]:
         layouts = Layouts(self.graph, self.cluster, self.costs, pins)
-        bounds = Bounds(self.graph, self._sync_seconds)
+        bounds = Bounds(self.graph, self._sync_seconds, self._host_seconds())
         candidates: list[Candidate] = []
         infeasible: dict[str, Infeasible] = {}
         for found in Space(self.graph, self.cluster, layouts, bounds, pins).candidates():
@@ -158,22 +162,34 @@ class Search:
         return done, best
 
     def _families(self, candidates: list[Candidate], done: list[Simulated]) -> list[Simulated]:
-        """A representative of each family that was pruned: the one with the lowest bound."""
+        """The best of each family that was pruned, or nearly: a few by bound are simulated."""
         seen = {s.candidate.family for s in done}
-        left = [c for c in candidates if c.family not in seen]
-        first: dict[tuple[str, int], Candidate] = {}
-        for candidate in sorted(left, key=lambda c: (c.bound, c.chunks, c.label())):
-            first.setdefault(candidate.family, candidate)
-        return [self.simulated(candidate) for candidate in first.values()]
+        by_family: dict[tuple[str, int], list[Candidate]] = {}
+        for candidate in sorted(candidates, key=lambda c: (c.bound, c.chunks, c.label())):
+            if candidate.family not in seen:
+                by_family.setdefault(candidate.family, []).append(candidate)
+        made: list[Simulated] = []
+        for family in by_family.values():
+            best = float("inf")
+            for candidate in family[:TRIES]:
+                if candidate.bound >= best:
+                    break
+                made.append(self.simulated(candidate))
+                best = min(best, made[-1].seconds)
+        return made
 
     def simulated(self, candidate: Candidate) -> Simulated:
         """The steady state of a candidate."""
         plan = to_plan(candidate, self.graph, self.cluster)
-        iterations = 4 + 4 * candidate.staleness
         program = lower(self.graph, plan)
-        events = simulate(program, self.graph, plan, self.cluster, self.costs, iterations)
-        seconds = period(events, iterations)
-        return Simulated(candidate, plan, tuple(events), iterations, seconds)
+        iterations = 4 * (1 + candidate.staleness)
+        while True:
+            events = simulate(program, self.graph, plan, self.cluster, self.costs, iterations)
+            seconds = period(events, iterations)
+            settled = abs(seconds - period(events, iterations - 1)) <= SETTLED * seconds
+            if settled or iterations >= MOST_ITERATIONS:
+                return Simulated(candidate, plan, tuple(events), iterations, seconds)
+            iterations *= 2
 
     def _estimated(self, best: Simulated, bound: float, complete: bool) -> Simulated:
         proved = complete and bound >= best.seconds * (1 - SAME)
@@ -181,15 +197,28 @@ class Search:
         plan = best.plan.model_copy(update={"estimate": estimate})
         return Simulated(best.candidate, plan, best.events, best.iterations, best.seconds)
 
+    def _host_seconds(self) -> float:
+        """Of the busiest host node in an iteration."""
+        group, processes = self.cluster.groups[0], host_processes(self.cluster)
+        return max(
+            (
+                self.costs.host(node, processes, group).seconds / cadence(self.graph, node)
+                for node in self.graph.nodes
+                if is_host(node)
+            ),
+            default=0.0,
+        )
+
     def _sync_seconds(self, model: str, source: tuple[int, ...], target: tuple[int, ...]) -> float:
         method = "copy" if set(target) <= set(source) else "broadcast"
         return self.costs.sync(model, source, target, method)[0]
 
 
-def _order(done: Simulated) -> tuple[float, int, int, str]:
-    """Better plans first; equal ones in an order that does not depend on chance."""
-    shown = float(f"{done.seconds:.6g}")
-    return shown, done.candidate.staleness, done.candidate.chunks, done.candidate.label()
+def _order(done: Simulated) -> tuple[float, int, int, int, str]:
+    """Better plans first; of equal ones the fresher, smaller, simpler, by no chance."""
+    shown, candidate = float(f"{done.seconds:.6g}"), done.candidate
+    used = len(devices_of(candidate.placement))
+    return shown, candidate.staleness, used, candidate.chunks, candidate.label()
 
 
 def _lack(found: Infeasible) -> float:
