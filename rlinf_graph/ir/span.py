@@ -28,8 +28,7 @@ class Span:
     @property
     def shown_file(self) -> str:
         """The file, relative to the working folder where it lies below it."""
-        relative = os.path.relpath(self.file) if os.path.isabs(self.file) else self.file
-        return self.file if relative.startswith("..") else relative
+        return shown_path(self.file)
 
     @property
     def source(self) -> str:
@@ -111,3 +110,9 @@ def _display_column(file: str, line: int, byte_column: int | None) -> int:
         return 1
     text = linecache.getline(file, line).encode()[:byte_column]
     return len(text.decode(errors="replace")) + 1
+
+
+def shown_path(file: str) -> str:
+    """A path relative to the working folder where it lies below it, as it is elsewhere."""
+    relative = os.path.relpath(file) if os.path.isabs(file) else file
+    return file if relative.startswith("..") else relative

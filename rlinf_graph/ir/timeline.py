@@ -40,7 +40,8 @@ def period(events: Sequence[Event], iterations: int) -> float:
     """
     ends = [0.0] * iterations
     for event in events:
-        ends[event.at.iteration] = max(ends[event.at.iteration], event.end)
+        if event.at.iteration < iterations:
+            ends[event.at.iteration] = max(ends[event.at.iteration], event.end)
     settled = iterations // 2
     if settled == 0:
         return ends[-1]

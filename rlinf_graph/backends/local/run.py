@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +58,46 @@ def run(
     Raises:
         CompileError: with the cause, when a node fails.
     """
-    engines = Engines(graph, plan, program, cluster, seed, initial or {})
+    with _threads_of(program, cluster):
+        return _run(program, graph, plan, cluster, iterations, seed, initial or {}, loaded, report)
+
+
+def _run(
+    program: Program,
+    graph: Graph,
+    plan: Plan,
+    cluster: Cluster,
+    iterations: int,
+    seed: int,
+    initial: Mapping[str, str],
+    loaded: Callable[[], None],
+    report: Callable[[IterationRecord], None],
+) -> LocalRun:
+    engines = Engines(graph, plan, program, cluster, seed, initial)
     recorder = Recorder(sum(group.ranks for group in program.groups), report)
     machine = LocalMachine(graph, engines, recorder, seed)
     loaded()
     events = Interpreter(program, machine, seed=seed).run(iterations)
     return LocalRun(events, engines)
+
+
+@contextmanager
+def _threads_of(program: Program, cluster: Cluster) -> Iterator[None]:
+    """As many threads as a rank has cores: what the plan counts on, and what others leave alone.
+
+    More threads than idle cores make every parallel region wait for the slowest.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    cores = [
+        len(group.devices_of(0))
+        for group in program.groups
+        if group.devices and cluster.group_of(group.devices[0]).device.kind == "cpu"
+    ]
+    if cores:
+        torch.set_num_threads(max(cores))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from rlinf_graph.ir.plan import (
     leaves_of,
     mode_of,
 )
+from rlinf_graph.ir.span import shown_path
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
     """The plan of a candidate, without an estimate."""
     options = dict(candidate.options)
     return Plan(
-        pipeline=PipelineRef(file=graph.file, name=graph.name, parameters=dict(graph.parameters)),
+        pipeline=PipelineRef(
+            file=shown_path(graph.file), name=graph.name, parameters=dict(graph.parameters)
+        ),
         graph=graph.digest,
         cluster=cluster.name,
         mode=mode_of(candidate.placement),
