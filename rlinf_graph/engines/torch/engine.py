@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlinf_graph.engines.torch import forward, weights
 from rlinf_graph.engines.torch.generation import generate
+from rlinf_graph.engines.torch.heads import Scalar
 from rlinf_graph.engines.torch.loading import load
 from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.engines.torch.training import Training
@@ -60,8 +61,11 @@ class TorchEngine:
         self.device = _device(model, device)
         self.dtype = _dtype(dtype if dtype != "auto" else model.dtype, self.device)
         loaded, self._text = load(model, seed, self.dtype)
-        self.model = loaded.requires_grad_(trainable).to(self.device)
-        self._training = Training(self.model, model.name) if trainable else None
+        self.model = loaded.requires_grad_(trainable)
+        self._training: Training | None = None
+        self.load()
+        if trainable:
+            self._training = Training(self.model, model.name)
 
     def generate(self, prompts: Prompts, sampling: Sampling, key: Key, version: int) -> Rollouts:
         """Sample responses with keyed noise; at temperature 0 log-probabilities are 0.
@@ -78,17 +82,16 @@ class TorchEngine:
 
     def values(self, rollouts: Rollouts) -> Tensor:
         """State values, packed, one more than the tokens of each sample; the first is 0."""
-        self._require("value")
-        return forward.values(self.model, rollouts, self.device)
+        return forward.values(self._scalar("value"), rollouts, self.device)
 
     def scores(self, texts: list[tuple[str, str]]) -> Tensor:
         """One number for each (prompt, response), `(n,)`, read at the last token.
 
         Texts go through the chat template where the tokenizer has one, else one after the other.
         """
-        self._require("score")
+        model = self._scalar("score")
         sequences = [self._reader.conversation(prompt, response) for prompt, response in texts]
-        return forward.scores(self.model, sequences, self.device)
+        return forward.scores(model, sequences, self.device)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """Tokens of a prompt; a list of messages goes through the chat template."""
@@ -174,13 +177,17 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def _move(self, device: torch.device) -> None:
-        self.model.to(device)
+        cast("nn.Module", self.model).to(device)
         if self._training is not None:
             self._training.to(device)
 
     def _language_model(self) -> PreTrainedModel:
         self._require("lm")
-        return self.model  # type: ignore[return-value]  what an `lm` head loads
+        return cast("PreTrainedModel", self.model)
+
+    def _scalar(self, head: str) -> Scalar:
+        self._require(head)
+        return cast("Scalar", self.model)
 
     def _require(self, head: str) -> None:
         if self.definition.head != head:

@@ -7,10 +7,11 @@ being seen, so no attention mask is needed and rows do not depend on each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlinf_graph.engines.torch.heads import Scalar
 from rlinf_graph.engines.torch.sampling import wide
@@ -33,7 +34,9 @@ def padded(values: Tensor, inside: Tensor) -> Tensor:
     return values.new_zeros(inside.shape).masked_scatter_(inside, values)
 
 
-def selected_logits(model: nn.Module, tokens: Tensor, chosen: Tensor, **options: Any) -> Tensor:
+def selected_logits(
+    model: PreTrainedModel, tokens: Tensor, chosen: Tensor, **options: Any
+) -> Tensor:
     """Next-token logits after the chosen tokens only, so that the rest costs no memory.
 
     Args:
@@ -45,7 +48,7 @@ def selected_logits(model: nn.Module, tokens: Tensor, chosen: Tensor, **options:
     Returns:
         `(k, vocabulary)`, row by row.
     """
-    last: nn.Module = model.get_output_embeddings()  # type: ignore[operator]  of transformers
+    last = cast("nn.Module", model.get_output_embeddings())
     hook = last.register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
     try:
         return model(input_ids=tokens, **options).logits
@@ -54,7 +57,7 @@ def selected_logits(model: nn.Module, tokens: Tensor, chosen: Tensor, **options:
 
 
 def token_logprobs(
-    model: nn.Module, tokens: Tensor, mask: Tensor, *, entropy: bool = False
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability at temperature 1 of each masked token given those before it.
 
@@ -68,26 +71,31 @@ def token_logprobs(
         two `(n, t)`, at least float32, 0 where the mask is false; the second may be None.
     """
     mask = mask & (torch.arange(mask.shape[1], device=mask.device) > 0)
-    before = mask.roll(-1, dims=1)
-    logits = selected_logits(model, tokens, before, use_cache=False)
+    empty = wide(torch.zeros(mask.shape, dtype=model.dtype, device=mask.device))
+    if not mask.any():
+        return empty, empty if entropy else None
+    logits = selected_logits(model, tokens[:, :-1], mask[:, 1:], use_cache=False)
     spread = torch.log_softmax(wide(logits), dim=-1)
-    empty = spread.new_zeros(mask.shape)
     found = empty.masked_scatter(mask, spread.gather(1, tokens[mask][:, None])[:, 0])
     if not entropy:
         return found, None
     return found, empty.masked_scatter(mask, -(spread.exp() * spread).sum(dim=-1))
 
 
-def state_values(model: nn.Module, tokens: Tensor) -> Tensor:
+def state_values(model: Scalar, tokens: Tensor) -> Tensor:
     """Values `(n, t + 1)` of the states in which tokens were chosen, and of the last state.
 
     Nothing is known before the first token is read: its value is 0.
     """
+    if not tokens.numel():
+        return model.head.weight.new_zeros(len(tokens), tokens.shape[1] + 1)
     after = model(tokens)
     return torch.cat([after.new_zeros(len(tokens), 1), after], dim=1)
 
 
-def outputs(model: nn.Module, samples: Rollouts | TokenExamples, *, entropy: bool) -> Outputs:
+def outputs(
+    model: PreTrainedModel | Scalar, samples: Rollouts | TokenExamples, *, entropy: bool
+) -> Outputs:
     """What the model says of a training batch, with gradients, packed over the tokens.
 
     The batch is on the model's device.
@@ -102,7 +110,7 @@ def outputs(model: nn.Module, samples: Rollouts | TokenExamples, *, entropy: boo
 
 
 @torch.no_grad()
-def logprobs(model: nn.Module, rollouts: Rollouts, device: torch.device) -> Tensor:
+def logprobs(model: PreTrainedModel, rollouts: Rollouts, device: torch.device) -> Tensor:
     """Log-probabilities of the policy's tokens at temperature 1, packed; 0 elsewhere."""
     inside = within(rollouts.lengths)
     mask = padded(rollouts.mask, inside).to(device)
@@ -114,7 +122,7 @@ def logprobs(model: nn.Module, rollouts: Rollouts, device: torch.device) -> Tens
 
 
 @torch.no_grad()
-def values(model: nn.Module, rollouts: Rollouts, device: torch.device) -> Tensor:
+def values(model: Scalar, rollouts: Rollouts, device: torch.device) -> Tensor:
     """State values, packed, one more than the tokens of each sample."""
 
     def of(_rows: Tensor, tokens: Tensor) -> Tensor:
@@ -125,10 +133,10 @@ def values(model: nn.Module, rollouts: Rollouts, device: torch.device) -> Tensor
 
 
 @torch.no_grad()
-def scores(model: nn.Module, sequences: list[list[int]], device: torch.device) -> Tensor:
+def scores(model: Scalar, sequences: list[list[int]], device: torch.device) -> Tensor:
     """One number for each sequence, `(n,)`: what the head says at its last token."""
     lengths = torch.tensor([len(s) for s in sequences], dtype=torch.int64)
-    found = torch.zeros(len(sequences), dtype=model.head.weight.dtype)  # type: ignore[union-attr]  of Scalar
+    found = torch.zeros(len(sequences), dtype=model.head.weight.dtype)
     for rows in passes(lengths):
         inside = within(lengths[rows])
         packed = torch.tensor([token for row in rows.tolist() for token in sequences[row]])

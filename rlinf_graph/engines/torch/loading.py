@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -45,14 +45,16 @@ HUB_HELP = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.spm", "*.tiktoken", "tekken*")
 
 
-def load(model: ModelDef, seed: int, dtype: torch.dtype) -> tuple[nn.Module, Text | None]:
+def load(
+    model: ModelDef, seed: int, dtype: torch.dtype
+) -> tuple[PreTrainedModel | Scalar, Text | None]:
     """A model and its tokenizer, as `load_model` and `load_text` say; cheap checks come first."""
     _check_folder(model)
     text = load_text(model)
     return load_model(model, seed, dtype), text
 
 
-def load_model(model: ModelDef, seed: int, dtype: torch.dtype) -> nn.Module:
+def load_model(model: ModelDef, seed: int, dtype: torch.dtype) -> PreTrainedModel | Scalar:
     """The model on the CPU, in evaluation mode: dropout is off in training too.
 
     Returns:
@@ -109,7 +111,9 @@ def _tokenizer_class(folder: Path) -> Any:
     return PreTrainedTokenizerFast if generic else AutoTokenizer
 
 
-def _random(model: ModelDef, config: PretrainedConfig, seed: int, dtype: torch.dtype) -> nn.Module:
+def _random(
+    model: ModelDef, config: PretrainedConfig, seed: int, dtype: torch.dtype
+) -> PreTrainedModel | Scalar:
     """New weights, drawn in float32 on the CPU whatever the model's type and device will be."""
     kind: Any = AutoModelForCausalLM if model.head == "lm" else AutoModel
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +130,7 @@ def _random(model: ModelDef, config: PretrainedConfig, seed: int, dtype: torch.d
 
 def _pretrained(
     model: ModelDef, config: PretrainedConfig, seed: int, dtype: torch.dtype
-) -> nn.Module:
+) -> PreTrainedModel | Scalar:
     if model.head == "lm":
         return _complete(model, AutoModelForCausalLM, dtype)
     saved = Path(model.path, HEAD_FILE)
@@ -149,7 +153,7 @@ def _pretrained(
     return Scalar(backbone, head)
 
 
-def _complete(model: ModelDef, kind: Any, dtype: torch.dtype, **options: Any) -> nn.Module:
+def _complete(model: ModelDef, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
     """A checkpoint, none of whose weights are missing: transformers would invent them."""
     made, found = kind.from_pretrained(model.path, dtype=dtype, output_loading_info=True, **options)
     missing = sorted(found["missing_keys"])

@@ -132,6 +132,20 @@ def test_a_rank_without_samples_has_gradients_of_zero(make: Make) -> None:
     engine.optimizer_step(AdamW(lr=1.0), 0.0, Metrics())
 
 
+@pytest.mark.parametrize("head", ["lm", "value"])
+def test_no_samples_have_no_gradient(make: Make, rollouts: Rollouts, head: str) -> None:
+    engine = make(head, trainable=True)
+    loss = LOSS if head == "lm" else ValueLoss()
+    assert engine.accumulate(train_batch_of_none(rollouts), loss, Metrics()) == 0
+    assert not any(g.any() for g in engine.gradients().values())
+
+
+def train_batch_of_none(rollouts: Rollouts) -> TrainBatch:
+    nothing = torch.zeros(0, dtype=torch.float64)
+    none = packed.select(rollouts, [])
+    return TrainBatch(none, advantages=nothing, returns=nothing, reference=nothing)
+
+
 def test_training_goes_on_from_a_state(make: Make, rollouts: Rollouts) -> None:
     options = AdamW(lr=1e-2, warmup_steps=4)
     engine = make(trainable=True)
