@@ -207,9 +207,12 @@ def loads(text: str, file: str = "plan") -> Plan:
         return Plan.model_validate_json(text)
     except ValidationError as error:
         found = [
-            Diagnostic("RG0601", f"{file}: {_path(e['loc'])}: {e['msg']}") for e in error.errors()
+            Diagnostic("RG0601", f"{_path(e['loc'])}: {_said(e['type'], e['msg'])}")
+            for e in error.errors()
         ]
-        raise fail("RG0601", f"{file} is no plan", notes=tuple(d.message for d in found)) from None
+        notes = tuple(dict.fromkeys(d.message for d in found))
+        help_text = ("rlinf-graph compile FILE -o PLAN writes one",)
+        raise fail("RG0601", f"{file} is no plan", notes=notes, help=help_text) from None
 
 
 def devices_of(placement: Placement) -> tuple[int, ...]:
@@ -247,6 +250,13 @@ def inner_parts(placement: Placement) -> Iterator[Turn | Split]:
         yield placement
         for part in placement.parts:
             yield from inner_parts(part)
+
+
+def _said(kind: str, message: str) -> str:
+    """What pydantic says, in the words of a plan."""
+    if kind == "extra_forbidden":
+        return "unknown field"
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def _path(location: tuple[int | str, ...]) -> str:

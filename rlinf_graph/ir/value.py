@@ -53,7 +53,11 @@ class FunctionRef:
             CompileError: RG0502, for a reference that was loaded from JSON and not bound.
         """
         if self.function is None:
-            raise fail("RG0502", f"function `{self.name}` of {self.file} is not loaded here")
+            raise fail(
+                "RG0502",
+                f"function `{self.name}` of {self.file} is not loaded here",
+                help=("run the pipeline from its file: rlinf-graph run FILE --plan PLAN",),
+            )
         return self.function(*args, **kwargs)
 
 

@@ -30,7 +30,12 @@ def _one_trainer(graph: Graph) -> Iterator[Diagnostic]:
                 "RG0304",
                 f"`{node.model}` is trained by {counts[node.model]} nodes of one iteration",
                 node.span,
-                help=("add the losses up in one rl.train",),
+                notes=tuple(
+                    f"`{other.name}` trains it at {other.span}"
+                    for other in graph.with_role(Role.TRAIN)
+                    if other.model == node.model and other is not node
+                ),
+                help=("add the losses up in one rl.train, or go over the samples with epochs=2",),
             )
 
 
@@ -49,7 +54,7 @@ def _trained_models_are_synced(graph: Graph) -> Iterator[Diagnostic]:
                 trainer.span,
                 label=f"trains `{model}`",
                 notes=(f"`{readers[0].name}` reads it at {readers[0].span}",),
-                help=(f"rl.sync(<what this call returns>, into={model})",),
+                help=(f"weights = rl.train({model}, ...)", f"rl.sync(weights, into={model})"),
             )
 
 
@@ -94,7 +99,9 @@ def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
                 help=(f"max_staleness={every - 1}", f"every={bound + 1}"),
             )
         elif bound > 0:
-            yield from _uncorrected(graph, node, f"samples may be {bound} iterations old")
+            yield from _uncorrected(
+                graph, node, f"samples may be {bound} iteration{'s' * (bound > 1)} old"
+            )
 
 
 def _mismatch(graph: Graph) -> Iterator[Diagnostic]:
@@ -116,7 +123,7 @@ def _uncorrected(graph: Graph, sync: Node, why: str) -> Iterator[Diagnostic]:
         f"`{trainer.name}` ignores the behaviour log-probabilities, and {why}",
         trainer.at("loss"),
         label=f"{type(loss).__name__} with old={getattr(loss, 'old', None)!r}",
-        notes=(f"`{sync.name}` is at {sync.at('max_staleness')}",),
+        notes=(f"the bound stands at {sync.at('max_staleness')}",),
         help=(
             'old="behaviour" in the loss weighs each token by how much its probability changed',
             *(("max_staleness=0 in rl.sync",) if sync.option("max_staleness") else ()),

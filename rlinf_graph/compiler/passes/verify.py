@@ -14,6 +14,7 @@ def verify(graph: Graph) -> Graph:
     Raises:
         CompileError: with all that is wrong with its types, and with the calls of its nodes.
     """
+    raise_errors([d for rule in ir_verify.STRUCTURE for d in rule(graph, node_types())])
     found: list[Diagnostic] = []
     try:
         ir_verify.verify(graph, node_types())
