@@ -1,6 +1,6 @@
 """The whole way on this machine: plan, warm up, examine, reinforce, examine again.
 
-    python demo/main.py [--seed S] [--iterations N] [--out FOLDER]
+python demo/main.py [--seed S] [--iterations N] [--out FOLDER]
 """
 
 from __future__ import annotations

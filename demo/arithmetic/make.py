@@ -28,8 +28,8 @@ def split_pairs(seed: int = 2026) -> tuple[list[tuple[int, int]], list[tuple[int
     draw = random.Random(seed)
     pairs = [(a, b) for a in range(LIMIT) for b in range(a, LIMIT)]
     draw.shuffle(pairs)
-    held = [pair if draw.random() < 0.5 else pair[::-1] for pair in pairs[:HELD_OUT]]
-    train = sorted({order for pair in pairs[HELD_OUT:] for order in (pair, pair[::-1])})
+    held = [(a, b) if draw.random() < 0.5 else (b, a) for a, b in pairs[:HELD_OUT]]
+    train = sorted({order for a, b in pairs[HELD_OUT:] for order in ((a, b), (b, a))})
     return train, held
 
 

@@ -76,7 +76,10 @@ class Rollouts(TokenBatch, granularity=Granularity.SAMPLE):
             none did.
         prompt_lengths: int64 `(n,)`.
         finished: bool `(n,)`; false where the token limit cut the response.
-        prompts, responses: texts.
+        temperature: float64 `(n,)`, at which the sample was drawn; 1 for greedy samples. Other
+            models and the trainer score it at the same, so that ratios are 1 on-policy.
+        prompts: as they were asked: texts or chat messages.
+        responses: texts.
         columns: as in `Prompts`.
     """
 
@@ -86,7 +89,8 @@ class Rollouts(TokenBatch, granularity=Granularity.SAMPLE):
     versions: Tensor = per_token()
     prompt_lengths: Tensor = per_sample()
     finished: Tensor = per_sample()
-    prompts: list[str] = objects()
+    temperature: Tensor = per_sample()
+    prompts: list[Prompt] = objects()
     responses: list[str] = objects()
     columns: list[dict[str, Any]] = objects()
 

@@ -27,3 +27,8 @@ def in_order(graph: Graph) -> list[Node]:
 
     order = cast("Any", nx).lexicographical_topological_sort(graph.flow, key=rank)
     return [graph.node(str(name)) for name in order]
+
+
+def downstream(flow: nx.DiGraph[str], name: str) -> set[str]:
+    """Every node that a node's outputs reach, through any number of others."""
+    return {str(other) for other in cast("Any", nx).descendants(flow, name)}

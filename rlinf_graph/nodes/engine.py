@@ -115,14 +115,14 @@ class Engine(Protocol):
         ...
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """Log-probability of each of the policy's tokens, packed; 0 elsewhere."""
+        """Log-probability of each of the policy's tokens at its temperature, packed; 0 elsewhere."""
         ...
 
     def values(self, rollouts: Rollouts) -> Tensor:
         """State values, packed, one more than the tokens of each sample; the first is 0."""
         ...
 
-    def scores(self, texts: list[tuple[str, str]]) -> Tensor:
+    def scores(self, texts: list[tuple[Prompt, str]]) -> Tensor:
         """One number for each (prompt, response), `(n,)`; tokenized by this model's tokenizer."""
         ...
 

@@ -50,6 +50,9 @@ def _check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
             value = node.option(name)
             message = f"`{name}` of `{node.name}` is {value}; it has to be at least {bound:g}"
             yield Diagnostic("RG0104", message, node.at(name))
+    if "" in node.option("stop"):
+        message = f"an empty text in `stop` of `{node.name}` would end every response at once"
+        yield Diagnostic("RG0104", message, node.span)
     if not 0 < node.option("top_p") <= 1:
         message = f"`top_p` of `{node.name}` is {node.option('top_p')}; it lies in (0, 1]"
         yield Diagnostic("RG0104", message, node.at("top_p"))
@@ -88,7 +91,8 @@ def rollout(
             of probability. Does not change what is sampled.
 
     The log-probabilities in the result are those of the distribution sampled from, after
-    temperature and truncation.
+    temperature and truncation. Training and `logprobs` score at the same temperature; truncation
+    they do not repeat, so with `top_p < 1` a ratio can exceed 1 on-policy.
     """
     sampling = Sampling(samples, max_tokens, temperature, top_p, tuple(stop))
     here = execution()

@@ -40,6 +40,7 @@ def make_rollouts(
         versions=torch.zeros(len(mask), dtype=torch.int64),
         prompt_lengths=torch.full((count,), 2),
         finished=torch.ones(count, dtype=torch.bool),
+        temperature=torch.ones(count, dtype=torch.float64),
         prompts=[f"question {i}" for i in range(count)],
         responses=responses,
         columns=columns or [{"truth": "yes"} for _ in range(count)],

@@ -6,7 +6,7 @@ from rlinf_graph import rl
 
 DATA = Path(__file__).parents[2] / "demo" / "arithmetic"
 
-policy = rl.Model(str(DATA / "decoder"), weights="random", dtype="float64")
+policy = rl.Model(str(Path(__file__).parent / "decoder"), weights="random", dtype="float64")
 reference = policy.frozen()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.lower import is_host
@@ -132,7 +133,7 @@ def _allowed(graph: Graph, model: str) -> int:
     return sync.option("max_staleness") - (sync.option("every") - 1)
 
 
-def _method(graph: Graph, placement: Placement, model: str) -> str:
+def _method(graph: Graph, placement: Placement, model: str) -> Literal["copy", "broadcast"]:
     """`copy` where every reader is on the trainer's devices."""
     devices = {leaf.node: set(leaf.devices) for leaf in leaves_of(placement)}
     trained_on = devices.get(graph.trainers()[model].name, set[int]())

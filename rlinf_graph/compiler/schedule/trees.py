@@ -12,6 +12,8 @@ from typing import Literal
 
 import networkx as nx
 
+from rlinf_graph.ir.flow import downstream
+
 Kind = Literal["leaf", "turn", "split"]
 
 
@@ -38,7 +40,7 @@ class Shape:
 def shapes(names: Sequence[str], flow: nx.DiGraph[str]) -> Iterator[Shape]:
     """Every shape over the nodes, shallow ones first."""
     reach = {
-        (a, b) for a in names for b in nx.descendants(flow, a) if b in set(names)
+        (a, b) for a in names for b in downstream(flow, a) if b in set(names)
     }  # pairs (producer, consumer), through any number of other nodes
     found = [*_shapes(tuple(names), reach, "turn"), *_shapes(tuple(names), reach, "split")]
     unique = {str(shape): shape for shape in found}

@@ -77,14 +77,14 @@ class TorchEngine:
         return generate(self._language_model(), self._reader, prompts, sampling, key, version)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """Log-probability at temperature 1 of each of the policy's tokens, packed; 0 elsewhere."""
+        """Log-probability of each of the policy's tokens at its temperature, packed; 0 elsewhere."""
         return forward.logprobs(self._language_model(), rollouts, self.device)
 
     def values(self, rollouts: Rollouts) -> Tensor:
         """State values, packed, one more than the tokens of each sample; the first is 0."""
         return forward.values(self._scalar("value"), rollouts, self.device)
 
-    def scores(self, texts: list[tuple[str, str]]) -> Tensor:
+    def scores(self, texts: list[tuple[Prompt, str]]) -> Tensor:
         """One number for each (prompt, response), `(n,)`, read at the last token.
 
         Texts go through the chat template where the tokenizer has one, else one after the other.

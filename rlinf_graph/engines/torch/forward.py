@@ -57,14 +57,20 @@ def selected_logits(
 
 
 def token_logprobs(
-    model: PreTrainedModel, tokens: Tensor, mask: Tensor, *, entropy: bool = False
+    model: PreTrainedModel,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability at temperature 1 of each masked token given those before it.
+    """Log-probability of each masked token given those before it.
 
     Args:
         model: a causal language model of transformers.
         tokens: int64 `(n, t)`, padded on the right.
         mask: bool `(n, t)`; the first token of a row has nothing before it and gets 0.
+        temperature: `(n,)`, of the softmax in each row; 1 when not given.
         entropy: whether to compute it, of the distribution over each masked token.
 
     Returns:
@@ -75,6 +81,8 @@ def token_logprobs(
     if not mask.any():
         return empty, empty if entropy else None
     logits = selected_logits(model, tokens[:, :-1], mask[:, 1:], use_cache=False)
+    if temperature is not None:
+        logits = logits / temperature[:, None].expand(mask.shape)[mask][:, None].to(logits.dtype)
     spread = torch.log_softmax(wide(logits), dim=-1)
     found = empty.masked_scatter(mask, spread.gather(1, tokens[mask][:, None])[:, 0])
     if not entropy:
@@ -105,18 +113,21 @@ def outputs(
     if isinstance(model, Scalar):
         return Outputs(values=state_values(model, tokens)[:, :-1][inside])
     mask = padded(samples.mask, inside)
-    found, spread = token_logprobs(model, tokens, mask, entropy=entropy)
+    temperature = samples.temperature if isinstance(samples, Rollouts) else None
+    found, spread = token_logprobs(model, tokens, mask, temperature=temperature, entropy=entropy)
     return Outputs(found[inside], None if spread is None else spread[inside])
 
 
 @torch.no_grad()
 def logprobs(model: PreTrainedModel, rollouts: Rollouts, device: torch.device) -> Tensor:
-    """Log-probabilities of the policy's tokens at temperature 1, packed; 0 elsewhere."""
+    """Log-probabilities of the policy's tokens at the rollout's temperature, packed; 0 elsewhere."""
     inside = within(rollouts.lengths)
     mask = padded(rollouts.mask, inside).to(device)
+    heat = rollouts.temperature.to(device)
 
     def of(rows: Tensor, tokens: Tensor) -> Tensor:
-        return token_logprobs(model, tokens, mask[rows, : tokens.shape[1]])[0]
+        chosen = mask[rows, : tokens.shape[1]]
+        return token_logprobs(model, tokens, chosen, temperature=heat[rows])[0]
 
     return _by_length(of, rollouts, inside, device)[inside.to(device)].to(rollouts.tokens.device)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from rlinf_graph.engines.torch.decoding import Responses, answer, may_pad
 from rlinf_graph.engines.torch.forward import padded, within
 from rlinf_graph.engines.torch.noise import key_stream
-from rlinf_graph.engines.torch.text import Text, plain
+from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batches import Prompts, Rollouts
 from rlinf_graph.nodes.engine import Key, Sampling
@@ -49,11 +49,13 @@ def generate(
             index.to(model.device),
         )
         parts.append(_rollouts(text, told, (matrix, lengths[rows]), made, index, version))
+    found = packed.concat(parts)
+    found = found.replace(temperature=found.temperature * (sampling.temperature or 1.0))
     if len(parts) == 1:
-        return parts[0]
+        return found
     places = torch.cat(groups).argsort()[:, None] * sampling.samples
     order = (places + torch.arange(sampling.samples)).flatten()
-    return packed.select(packed.concat(parts), order.numpy())
+    return packed.select(found, order.numpy())
 
 
 def _sample_index(prompts: Prompts, samples: int) -> Tensor:
@@ -90,7 +92,8 @@ def _rollouts(
         versions=torch.where(own, version, -1).to(home),
         prompt_lengths=lengths.to(home),
         finished=made.finished.to(home),
-        prompts=[plain(prompt) for prompt in prompts.prompts for _ in range(samples)],
+        temperature=torch.ones(len(index), dtype=torch.float64, device=home),
+        prompts=[prompt for prompt in prompts.prompts for _ in range(samples)],
         responses=text.decode([tokens[:length] for tokens, length in rows]),
         columns=[columns for columns in prompts.columns for _ in range(samples)],
     )

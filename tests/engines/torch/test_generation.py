@@ -156,6 +156,16 @@ def test_logprobs_after_temperature_and_top_p(make: Make, ask: Ask) -> None:
         assert abs(float(made.logprobs[position] - expected)) < 1e-6
 
 
+def test_scores_are_taken_at_the_temperature_of_the_rollout(make: Make, ask: Ask) -> None:
+    engine = make()
+    sampling = Sampling(samples=2, max_tokens=8, temperature=0.7)
+    made = engine.generate(ask(*TEXTS), sampling, KEY, 0)
+    assert made.temperature.tolist() == [0.7] * len(made)
+    assert torch.allclose(engine.logprobs(made), made.logprobs, rtol=0, atol=1e-9)
+    cool = made.replace(temperature=torch.ones_like(made.temperature))
+    assert not torch.allclose(engine.logprobs(cool), made.logprobs, atol=1e-3)
+
+
 def test_stop_texts_end_a_response(make: Make, ask: Ask) -> None:
     engine = make()
     free = engine.generate(ask(*TEXTS), SAMPLING, KEY, 0)

@@ -1,0 +1,69 @@
+"""Cutting, joining and ordering lose and reorder nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlinf_graph.ir import packed
+from rlinf_graph.ir.batches import Values
+
+
+def values(lengths: list[int]) -> Values:
+    n, total = len(lengths), sum(lengths)
+    return Values(
+        index=torch.arange(n),
+        group=torch.arange(n) // 2,
+        lengths=torch.tensor(lengths, dtype=torch.int64),
+        values=torch.arange(total + n, dtype=torch.float64),
+        mask=torch.arange(total) % 3 == 0,
+    )
+
+
+def same(a: Values, b: Values) -> bool:
+    names = ("index", "group", "lengths", "values", "mask")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+lengths = st.lists(st.integers(0, 5), min_size=1, max_size=8)
+
+
+@given(lengths=lengths, data=st.data())
+def test_cutting_and_joining_gives_the_batch_back(lengths: list[int], data: st.DataObject) -> None:
+    batch = values(lengths)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(lengths)), max_size=3)))
+    edges = [0, *cuts, len(lengths)]
+    parts = [packed.select(batch, range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    assert same(packed.concat(parts), batch)
+
+
+@given(lengths=lengths, data=st.data())
+def test_order_by_index_undoes_any_permutation(lengths: list[int], data: st.DataObject) -> None:
+    batch = values(lengths)
+    order = data.draw(st.permutations(range(len(lengths))))
+    assert same(packed.in_order(packed.select(batch, order)), batch)
+
+
+def test_a_row_brings_its_own_tokens() -> None:
+    chosen = packed.select(values([2, 0, 3]), [2, 0])
+    assert chosen.lengths.tolist() == [3, 2]
+    assert chosen.values.tolist() == [4.0, 5.0, 6.0, 7.0, 0.0, 1.0, 2.0]
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    batch = values([2, 1])
+    tensors = (batch.index, batch.group, batch.lengths, batch.values, batch.mask)
+    assert packed.nbytes(batch) == sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_nothing_to_join_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        packed.concat([])
+
+
+def test_values_without_the_last_of_each_sample() -> None:
+    assert packed.drop_last(values([2, 1])).tolist() == [0.0, 1.0, 3.0]
+    assert np.asarray(packed.drop_last(values([0]))).tolist() == []
