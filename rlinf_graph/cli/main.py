@@ -58,6 +58,7 @@ def compile_command(
     """Check a pipeline and choose the best plan for a cluster."""
     from rlinf_graph.cli.api import compile_pipeline
     from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.compiler.passes import PASSES
     from rlinf_graph.ir import graph as graphs
     from rlinf_graph.ir import plan as plans
 
@@ -65,12 +66,14 @@ def compile_command(
         if name == dump_after:
             print(graphs.dumps(graph))
 
+    if dump_after is not None and dump_after not in (names := [p.__name__ for p in PASSES]):
+        raise typer.BadParameter(f"the passes are {', '.join(names)}", param_hint="--dump-after")
     pipeline, others = load_pipeline(target)
     compiled = compile_pipeline(
         pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), after=dump
     )
     if output is not None:
-        output.write_text(plans.dumps(compiled.plan))
+        _write(output, plans.dumps(compiled.plan))
         print(f"plan written to {output}", file=sys.stderr)
     if explain is not None or (output is None and dump_after is None):
         _print_explain(compiled, explain or ExplainFormat.TEXT)
@@ -151,7 +154,7 @@ def detect_command(
     if output is None:
         print(text, end="")
     else:
-        output.write_text(text)
+        _write(output, text)
         print(f"written to {output}", file=sys.stderr)
 
 
@@ -204,6 +207,16 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise fail("RG0601", f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise fail("RG0601", f"cannot read {path}: it is not text") from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        help_text = ("give a file in a folder that exists",)
+        raise fail("RG0004", f"cannot write {path}: {error.strerror}", help=help_text) from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlinf_graph.backends.record import IterationRecord
+from rlinf_graph.ir.diagnostic import fail
 
 
 class RunFolder:
@@ -22,7 +23,12 @@ class RunFolder:
         """Make the folder and open the files."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            help_text = ("--out FOLDER",)
+            message = f"cannot make the folder {path}: {error.strerror}"
+            raise fail("RG0004", message, help=help_text) from None
         for old in path.glob("events.out.tfevents.*"):
             old.unlink()
         self.path = path

@@ -70,7 +70,12 @@ def load_cluster(spec: str) -> Cluster:
     if not path.is_file():
         forms = "write `local`, a count and a device such as `16xH100`, or the path of a TOML file"
         raise fail(CODE, f"there is no cluster file `{spec}`", help=(forms,))
-    return _Reader(str(path), path.read_text("utf-8")).cluster()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise fail(CODE, f"cannot read {spec}: {why}") from None
+    return _Reader(str(path), text).cluster()
 
 
 def dump_cluster(cluster: Cluster) -> str:

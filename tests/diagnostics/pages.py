@@ -66,7 +66,7 @@ def halves(code: str) -> tuple[Half, Half]:
 def command(line: str) -> None:
     """Give a command of `rlinf-graph`; `compile` leaves its plan in a file."""
     words = shlex.split(line)
-    extra = ["-o", "plan.json"] if words[0] == "compile" else []
+    extra = ["-o", "plan.json"] if words[0] == "compile" and "-o" not in words else []
     main.app([*words, *extra], standalone_mode=False)
 
 
