@@ -1,6 +1,6 @@
 """A node of one's own: long answers earn less.
 
-    rlinf-graph run pipelines/custom_node.py --init policy=runs/demo/warm_up/checkpoint/policy
+rlinf-graph run pipelines/custom_node.py --init policy=runs/demo/warm_up/checkpoint/policy
 """
 
 from rlinf_graph import rl

@@ -1,8 +1,8 @@
 """GRPO on sums with answers that can be checked, after a warm-up on careless demonstrations.
 
-    rlinf-graph compile pipelines/grpo_arithmetic.py --explain
-    rlinf-graph run pipelines/grpo_arithmetic.py:warm_up --iterations 600 --out runs/warm_up
-    rlinf-graph run pipelines/grpo_arithmetic.py --init policy=runs/warm_up/checkpoint/policy
+rlinf-graph compile pipelines/grpo_arithmetic.py --explain
+rlinf-graph run pipelines/grpo_arithmetic.py:warm_up --iterations 600 --out runs/warm_up
+rlinf-graph run pipelines/grpo_arithmetic.py --init policy=runs/warm_up/checkpoint/policy
 """
 
 from rlinf_graph import rl

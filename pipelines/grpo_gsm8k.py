@@ -1,6 +1,6 @@
 """GRPO of a 7B model on grade-school mathematics.
 
-    rlinf-graph compile pipelines/grpo_gsm8k.py --cluster 16xH100 --explain
+rlinf-graph compile pipelines/grpo_gsm8k.py --cluster 16xH100 --explain
 """
 
 from rlinf_graph import rl

@@ -50,7 +50,12 @@ class SimulatedMachine:
     costs: CostModel
     merged: Mapping[str, int] = field(default_factory=dict[str, int])
 
-    def perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> float:
+    def perform(
+        self,
+        group: WorkerGroup,
+        instruction: Instruction,
+        at: Position,  # noqa: ARG002  of the protocol: every position costs the same
+    ) -> float:
         """Seconds of an instruction."""
         node = self.graph.node(group.name)
         if is_host(node):

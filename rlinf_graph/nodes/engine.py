@@ -115,7 +115,7 @@ class Engine(Protocol):
         ...
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """Log-probability of each of the policy's tokens at its temperature, packed; 0 elsewhere."""
+        """Log-probability of each of the policy's tokens, at its temperature, packed; else 0."""
         ...
 
     def values(self, rollouts: Rollouts) -> Tensor:

@@ -15,7 +15,7 @@ from rlinf_graph.ir.work import Generate, Volume
 from rlinf_graph.nodes.engine import Sampling
 from rlinf_graph.nodes.execution import engine_of, execution, metric
 from rlinf_graph.nodes.reward import columns_fit
-from rlinf_graph.nodes.rollout import response_lengths
+from rlinf_graph.nodes.rollout import check_lengths, response_lengths
 from rlinf_graph.nodes.verifier import Verifier, rewards_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _check(node: Node, graph: Graph) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "RG0104", message, node.at("samples"), help=("samples=1, or temperature=1.0",)
         )
+    yield from check_lengths(node)
     yield from columns_fit(node, graph, "prompts")
 
 

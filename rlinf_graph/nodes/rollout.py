@@ -28,6 +28,15 @@ def response_lengths(max_tokens: int, lengths: tuple[float, ...] | float | None)
     return Lengths(tuple(float(q) for q in quantiles), "declared")
 
 
+def check_lengths(node: Node) -> Iterator[Diagnostic]:
+    """The declared lengths are numbers of tokens."""
+    given = node.option("lengths")
+    quantiles = given if isinstance(given, tuple) else () if given is None else (given,)
+    if given == () or not all(0 < q < float("inf") for q in quantiles):
+        message = f"`lengths` of `{node.name}` are {given}; they are numbers of tokens over 0"
+        yield Diagnostic("RG0104", message, node.at("lengths"))
+
+
 def _volume(call: Call) -> tuple[Volume, ...]:
     prompts, samples = call.first, call.options["samples"]
     response = response_lengths(call.options["max_tokens"], call.options["lengths"])
@@ -56,6 +65,7 @@ def _check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
     if not 0 < node.option("top_p") <= 1:
         message = f"`top_p` of `{node.name}` is {node.option('top_p')}; it lies in (0, 1]"
         yield Diagnostic("RG0104", message, node.at("top_p"))
+    yield from check_lengths(node)
 
 
 @node(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_no_device_does_two_things_at_once(name: str, staleness: int, tmp_path: 
     events = simulate(ready.program, ready.graph, ready.plan, ready.cluster, ready.costs, 5)
     for device in range(2):
         here = sorted((e.start, e.end) for e in events if device in e.devices and e.seconds > 0)
-        assert all(a[1] <= b[0] + 1e-12 for a, b in zip(here, here[1:], strict=False))
+        assert all(a[1] <= b[0] + 1e-12 for a, b in itertools.pairwise(here))
 
 
 @pytest.mark.parametrize("name", NAMES)

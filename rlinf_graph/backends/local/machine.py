@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.local.edges import Edges, project
 from rlinf_graph.backends.local.engines import Engines
 from rlinf_graph.backends.record import Recorder
-from rlinf_graph.backends.failure import failed
 from rlinf_graph.dsl.model import Model
 from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir.batch import Batch
@@ -106,7 +106,7 @@ class LocalMachine:
         """Forget an iteration of an edge."""
         self._edges.drop(edge, iteration)
 
-    def finish(self, group: WorkerGroup, at: Position) -> None:
+    def finish(self, group: WorkerGroup, at: Position) -> None:  # noqa: ARG002  of the protocol
         """Tell the recorder."""
         self._recorder.finish(at.iteration)
 

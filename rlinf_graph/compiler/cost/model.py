@@ -174,7 +174,12 @@ class CostModel:
 
     def _work(self, node: Node) -> DeviceWork:
         if not isinstance(node.work, Generate | Forward | Train) or node.model is None:
-            raise TypeError(f"`{node.name}` has no work for devices; the cost model came too early")
+            raise fail(
+                "RG0509",
+                f"`{node.name}` works on devices, and nothing says how much",
+                node.span,
+                help=("give it work: @rl.node(work=lambda call: rl.Forward(...))",),
+            )
         return node.work
 
     def _training(self, node: Node) -> Train:

@@ -77,7 +77,7 @@ class TorchEngine:
         return generate(self._language_model(), self._reader, prompts, sampling, key, version)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """Log-probability of each of the policy's tokens at its temperature, packed; 0 elsewhere."""
+        """Log-probability of each of the policy's tokens, at its temperature, packed; else 0."""
         return forward.logprobs(self._language_model(), rollouts, self.device)
 
     def values(self, rollouts: Rollouts) -> Tensor:

@@ -120,7 +120,7 @@ def outputs(
 
 @torch.no_grad()
 def logprobs(model: PreTrainedModel, rollouts: Rollouts, device: torch.device) -> Tensor:
-    """Log-probabilities of the policy's tokens at the rollout's temperature, packed; 0 elsewhere."""
+    """Log-probabilities of the policy's tokens, at their temperature, packed; else 0."""
     inside = within(rollouts.lengths)
     mask = padded(rollouts.mask, inside).to(device)
     heat = rollouts.temperature.to(device)
