@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import rlinf_graph
 from rlinf_graph.dsl.model import Frozen, Model
-from rlinf_graph.dsl.option import fits
+from rlinf_graph.dsl.option import fits, misfit
 from rlinf_graph.ir.batch import Carried, Pending, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, suggest
 from rlinf_graph.ir.graph import Input, ModelDef, ModelUse, Node
@@ -130,6 +130,11 @@ class Builder:
             shown = given.__name__ if isinstance(given, type) else repr(given)
             message = f"`{spec.name}` of `{kind.name}` takes {spec.annotation}, not {shown:.80}"
             self.report("RG0104", message, at, help=_as_option(given, spec))
+            return None
+        if wrong := misfit(given):
+            field, annotation, held = wrong
+            message = f"`{field}` of {type(given).__name__} takes {annotation}, not {held!r:.80}"
+            self.report("RG0104", message, at.argument(field))
             return None
         try:
             value = freeze(given)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 
 from rlinf_graph.dsl.builder import building, misuse, user_frame
+from rlinf_graph.dsl.guard import guarded
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.ir.batch import Carried
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic, fail, suggest
@@ -248,9 +249,9 @@ def _definition(
         label=settings.get("label") or name,
         kernel=kernel,
         unit=settings.get("unit", Unit.BATCH),
-        volume=_guarded(name, "volume", settings.get("volume")),
-        work=_guarded(name, "work", settings.get("work")),
-        check=settings.get("check"),
+        volume=guarded(name, "volume", settings.get("volume")),
+        work=guarded(name, "work", settings.get("work")),
+        check=guarded(name, "check", settings.get("check")),
         annotations={p.name: p.annotation for p in parameters},
         built_in=_is_built_in(settings["module"]),
     )
@@ -275,27 +276,6 @@ def _require_settings(name: str, settings: Mapping[str, Any]) -> None:
 
 def _is_built_in(module: str) -> bool:
     return module.startswith("rlinf_graph.")
-
-
-def _guarded(name: str, what: str, function: Callable[[Call], Any] | None) -> Any:
-    """`function`, whose exceptions become a diagnostic: users write it."""
-    if function is None:
-        return None
-
-    def guarded(call: Call) -> Any:
-        try:
-            return function(call)
-        except CompileError:
-            raise
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            trace = cast("Any", error.__traceback__)
-            while trace.tb_next is not None:
-                trace = trace.tb_next
-            message = f"`{what}` of node `{name}` raised {said}"
-            raise fail("RG0509", message, Span.of_traceback(trace), label="raised here") from error
-
-    return guarded
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

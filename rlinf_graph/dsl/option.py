@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,21 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is types.NoneType:
         return value is None
     return _is_a(value, annotation) if isinstance(annotation, type) else True
+
+
+def misfit(value: Any) -> tuple[str, Any, Any] | None:
+    """The first field of a struct that is not of its type: name, annotation and value."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    try:
+        annotations = typing.get_type_hints(type(value))
+    except NameError:
+        return None
+    for field in dataclasses.fields(value):
+        given, wanted = getattr(value, field.name), annotations.get(field.name)
+        if given is not field.default and not fits(given, wanted):
+            return field.name, field.type, given
+    return None
 
 
 def _items_fit(value: Sequence[Any], arguments: tuple[Any, ...]) -> bool:

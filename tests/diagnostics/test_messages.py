@@ -198,3 +198,56 @@ def test_carets_stand_under_the_argument_at_fault(folder: Path, call: str, caret
     found = errors(folder, edited({old: call})).diagnostics[0]
     assert found.code in ("RG0101", "RG0104")
     assert underlined(found) == caret
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("volume=lambda call: 3", "`volume` of node `odd` returned 3"),
+        ("volume=lambda call: 1 / 0", "`volume` of node `odd` raised ZeroDivisionError"),
+        ("work=lambda call: 'much'", "`work` of node `odd` returned 'much'"),
+        ("check=lambda node, graph: 1 / 0", "`check` of node `odd` raised ZeroDivisionError"),
+        ("check=lambda node, graph: ['bad']", "`check` of node `odd` returned ('bad',)"),
+    ],
+)
+def test_what_a_node_says_of_itself_is_checked(folder: Path, setting: str, said: str) -> None:
+    declared = f"@rl.node({setting})\ndef odd(rewards: rl.Rewards) -> rl.Rewards: ...\n\n\n"
+    text = edited({"@rl.pipeline": declared + "@rl.pipeline", "(rewards)": "(odd(rewards))"})
+    found = errors(folder, text).diagnostics[0]
+    assert found.code == "RG0509"
+    assert found.message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("yield prompts", "RG0108"),
+        ("raise SystemExit(3)", "RG0109"),
+        ("grpo.function()", "RG0109"),
+        ("prompts.promts", "RG0109"),
+        ("f'{rollouts.lengths:.1f}'", "RG0109"),
+        ("first, second = weights", "RG0109"),
+        ("weights + 1", "RG0109"),
+        ("grpo()", "RG0108"),
+        ("len(rollouts)", "RG0103"),
+        ("float(rewards.values.mean())", "RG0103"),
+        ("list(rollouts)", "RG0103"),
+        ("rl.group_advantages(rewards.values)", "RG0101"),
+        ("rl.group_advantages(rewards.replace(values=3))", "RG0101"),
+        ("rl.group_advantages()", "RG0104"),
+        ("rl.sync(weights, policy)", "RG0104"),
+        ("rl.sync(None, into=policy)", "RG0102"),
+        ("rl.sync(weights, into=policy.frozen())", "RG0105"),
+        ("rl.train(policy, rollouts, advantages, loss=rl.GRPOLoss)", "RG0104"),
+        ("rl.train(policy, rollouts, advantages, loss=rl.GRPOLoss(kl='a'))", "RG0104"),
+        ("rl.train(policy, rollouts, advantages, optimizer=rl.AdamW(lr='1'))", "RG0104"),
+        ("rl.verify(rollouts, 'is_correct')", "RG0104"),
+        ("rl.rollout(policy, prompts, lengths=())", "RG0104"),
+        ("rl.dataset(3)", "RG0104"),
+        ("rl.rollout(rl.Model('x', head='vaule'), prompts)", "RG0104"),
+        ("rl.rollout(rl.Model(None), prompts)", "RG0104"),
+    ],
+)
+def test_misuse_in_a_pipeline_is_a_diagnostic(folder: Path, line: str, code: str) -> None:
+    found = errors(folder, f"{edited({})}    {line}\n").diagnostics
+    assert code in {d.code for d in found}
