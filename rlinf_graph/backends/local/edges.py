@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +48,3 @@ class Edges:
     def drop(self, edge: str, iteration: int) -> None:
         """Forget an iteration of an edge."""
         self._parts.pop((edge, iteration), None)
-
-
-def project(value: Any, field: tuple[str, ...]) -> Any:
-    """The field of an output that an edge carries."""
-    for name in field:
-        value = getattr(value, name)
-    return value

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlinf_graph.backends.local.engines import Engines
+from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.local.machine import LocalMachine
 from rlinf_graph.backends.record import IterationRecord, Recorder
 from rlinf_graph.ir.cluster import Cluster
@@ -20,14 +20,17 @@ from rlinf_graph.ir.timeline import Event
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A finished run: its events, and its engines to save models from."""
+    """A finished run: its events, and its models."""
 
     events: list[Event]
-    engines: Engines
+    machine: LocalMachine
+    program: Program
+    graph: Graph
 
     def save(self, model: str, path: Path) -> None:
         """Write a trained model as a folder that transformers loads."""
-        self.engines.save(model, path)
+        trainer = self.graph.trainers()[model]
+        self.machine.save(self.program.group(trainer.name), path)
 
 
 def run(
@@ -73,12 +76,13 @@ def _run(
     loaded: Callable[[], None],
     report: Callable[[IterationRecord], None],
 ) -> LocalRun:
-    engines = Engines(graph, plan, program, cluster, seed, initial)
-    recorder = Recorder(sum(group.ranks for group in program.groups), report)
-    machine = LocalMachine(graph, engines, recorder, seed)
+    places = [(group, rank) for group in program.groups for rank in range(group.ranks)]
+    engines = Engines(graph, plan, cluster, places, seed=seed, initial=initial)
+    recorder = Recorder(len(places), report)
+    machine = LocalMachine(graph, plan, program, engines, recorder, seed)
     loaded()
     events = Interpreter(program, machine, seed=seed).run(iterations)
-    return LocalRun(events, engines)
+    return LocalRun(events, machine, program, graph)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def carry_out(ready: Compiled) -> tuple[list[list[str]], dict[str, Any], list[It
     )  # fmt: skip
     records.sort(key=lambda r: r.iteration)
     texts = [[s["response"] for s in r.samples] for r in records]
-    trainer = done.engines.trainers(ready.program.group("train policy"))[0]
+    trainer = done.machine.trainers(ready.program.group("train policy"))[0]
     return texts, {k: v.detach().clone() for k, v in trainer.weights().items()}, records
 
 
@@ -88,9 +88,7 @@ def test_staleness_is_exact_and_no_sample_is_older(tmp_path: Path) -> None:
     ready = compiled("disaggregated", tmp_path, max_staleness=1)
     lagging = ready.plan.model_copy(update={"syncs": {"sync policy": plans.SyncPlan(staleness=1)}})
     pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
-    ready = compile_pipeline(
-        pipeline, ready.cluster, plan=lagging, parameters={"max_staleness": 1}
-    )
+    ready = compile_pipeline(pipeline, ready.cluster, plan=lagging, parameters={"max_staleness": 1})
     _texts, _weights, records = carry_out(ready)
     versions = [{s["version"] for s in r.samples} for r in records]
     assert versions == [{0}, {0}, {1}, {2}, {3}]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, ModelUse, Node
 from rlinf_graph.ir.node_type import Port, Role
 from rlinf_graph.ir.plan import Plan
-from rlinf_graph.ir.program import Program, WorkerGroup
+from rlinf_graph.ir.program import WorkerGroup
 from rlinf_graph.nodes.engine import Engine, engine_class
 
 if TYPE_CHECKING:
@@ -33,28 +31,26 @@ class Instance:
 
 
 class Engines:
-    """All engine instances of a program in one process."""
+    """The engine instances of one process."""
 
     def __init__(
         self,
         graph: Graph,
         plan: Plan,
-        program: Program,
         cluster: Cluster,
+        places: Iterable[tuple[WorkerGroup, int]],
+        *,
         seed: int,
         initial: Mapping[str, str],
     ) -> None:
-        """Load every model where the plan wants it; `initial` names folders to start from."""
-        self._initial = initial
+        """Load the models of the ranks in `places`; `initial` names folders to start from."""
         self._graph, self._plan, self._cluster, self._seed = graph, plan, cluster, seed
+        self._initial = initial
         self._engines: dict[Instance, Engine] = {}
         self._held: dict[Instance, int] = {}
-        self._snapshots: dict[str, dict[int, Snapshot]] = defaultdict(dict[int, Snapshot])
-        self._keep = 2 + max((sync.staleness for sync in plan.syncs.values()), default=0)
-        for group in program.groups:
-            for rank in range(group.ranks):
-                for use in graph.node(group.name).models:
-                    self._load(self._instance(group, rank, use))
+        for group, rank in places:
+            for use in graph.node(group.name).models:
+                self._load(self._instance(group, rank, use))
 
     def of(self, group: WorkerGroup, rank: int) -> dict[str, Engine]:
         """Engines of a node's rank, by model parameter."""
@@ -66,37 +62,27 @@ class Engines:
         node = self._graph.node(group.name)
         return {u.param: self._held[self._instance(group, rank, u)] for u in node.models}
 
-    def trainers(self, group: WorkerGroup) -> list[Engine]:
-        """The engines of all ranks of a train node."""
+    def trainer(self, group: WorkerGroup, rank: int) -> Engine:
+        """The engine of a rank of a train node."""
         use = self._graph.node(group.name).models[0]
-        return [self._engines[self._instance(group, r, use)] for r in range(group.ranks)]
+        return self._engines[self._instance(group, rank, use)]
 
-    def publish(self, group: WorkerGroup, model: str, version: int) -> None:
-        """Keep a copy of the trained weights for those who read this version."""
-        kept = self._snapshots[model]
-        engine = self.trainers(group)[0]
-        kept[version] = [(name, value.detach().clone()) for name, value in engine.weights().items()]
-        for old in [v for v in kept if v <= version - self._keep - self._every(model)]:
-            del kept[old]
+    def lacks(self, group: WorkerGroup, rank: int, model: str, version: int) -> bool:
+        """Whether a reader holds another version of the model's weights."""
+        return any(
+            use.model == model and self._held[self._instance(group, rank, use)] != version
+            for use in self._graph.node(group.name).models
+        )
 
-    def adopt(self, group: WorkerGroup, rank: int, model: str, version: int) -> None:
-        """Give a reader this version of the weights, unless it holds it."""
-        node = self._graph.node(group.name)
-        for use in node.models:
-            instance = self._instance(group, rank, use)
-            snapshot = self._snapshots[model].get(version)
-            if use.model == model and self._held[instance] != version and snapshot is not None:
-                self._engines[instance].load_weights(snapshot)
+    def adopt(
+        self, group: WorkerGroup, rank: int, model: str, version: int, weights: Snapshot
+    ) -> None:
+        """Give a reader this version of the weights."""
+        for use in self._graph.node(group.name).models:
+            if use.model == model:
+                instance = self._instance(group, rank, use)
+                self._engines[instance].load_weights(weights)
                 self._held[instance] = version
-
-    def save(self, model: str, path: Path) -> None:
-        """Write the trained weights of a model as a folder that transformers loads."""
-        trained = next(i for i in self._engines if i.model == model and i.trains)
-        self._engines[trained].save(path)
-
-    def _every(self, model: str) -> int:
-        sync = self._graph.syncs().get(model)
-        return sync.option("every") if sync else 1
 
     def _instance(self, group: WorkerGroup, rank: int, use: ModelUse) -> Instance:
         node: Node = self._graph.node(group.name)
@@ -114,8 +100,16 @@ class Engines:
         self._engines[instance] = engine_class(instance.engine)(
             model,
             seed=self._seed,
-            device=f"cuda:{instance.devices[0]}" if kind == "gpu" else "cpu",
+            device=self._device(instance.devices[0]) if kind == "gpu" else "cpu",
             dtype=model.dtype,
             trainable=instance.trains,
         )
         self._held[instance] = 0
+
+    def _device(self, number: int) -> str:
+        """The name of a GPU: by its place in its machine, or the only one that is visible."""
+        import torch
+
+        if torch.cuda.device_count() == 1:
+            return "cuda:0"
+        return f"cuda:{number % self._cluster.group_of(number).devices_per_node}"
