@@ -30,37 +30,52 @@ class IterationRecord:
 
 
 @dataclass
+class Sightings:
+    """Samples and rewards of an iteration, as one process saw them."""
+
+    samples: dict[tuple[str, int], Sample] = field(default_factory=dict[tuple[str, int], Sample])
+    rewards: dict[int, float] = field(default_factory=dict[int, float])
+
+    def saw(self, node: str, iteration: int, batch: Batch) -> None:
+        """Note a batch that a node handed to an edge; seeing it again changes nothing."""
+        if isinstance(batch, Rollouts):
+            for sample in _samples_of(node, iteration, batch):
+                self.samples.setdefault((node, sample["index"]), sample)
+        elif isinstance(batch, Rewards):
+            values = dict(zip(batch.index.tolist(), batch.values.tolist(), strict=True))
+            self.rewards.update(values)
+
+
+@dataclass
 class Recorder:
     """Collects what the ranks emit and hands it on when all of them are done."""
 
     processes: int
     report: Callable[[IterationRecord], None]
     metrics: dict[int, Metrics] = field(default_factory=lambda: defaultdict[int, Metrics](Metrics))
-    _samples: dict[int, dict[tuple[str, int], Sample]] = field(
-        default_factory=lambda: defaultdict(dict)
+    _seen: dict[int, Sightings] = field(
+        default_factory=lambda: defaultdict[int, Sightings](Sightings)
     )
-    _rewards: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     _finished: dict[int, int] = field(default_factory=lambda: defaultdict[int, int](int))
 
     def saw(self, node: str, iteration: int, batch: Batch) -> None:
-        """Note a batch that a node handed to an edge; seeing it again changes nothing."""
-        if isinstance(batch, Rollouts):
-            for sample in _samples_of(node, iteration, batch):
-                self._samples[iteration].setdefault((node, sample["index"]), sample)
-        elif isinstance(batch, Rewards):
-            values = dict(zip(batch.index.tolist(), batch.values.tolist(), strict=True))
-            self._rewards[iteration].update(values)
+        """Note a batch that a node handed to an edge."""
+        self._seen[iteration].saw(node, iteration, batch)
+
+    def add(self, iteration: int, seen: Sightings) -> None:
+        """Take in what another process saw."""
+        self._seen[iteration].samples.update(seen.samples)
+        self._seen[iteration].rewards.update(seen.rewards)
 
     def finish(self, iteration: int) -> None:
         """A process is done with an iteration; the last one makes it be reported."""
         self._finished[iteration] += 1
         if self._finished[iteration] < self.processes:
             return
-        samples = self._samples.pop(iteration, {})
-        rewards = self._rewards.pop(iteration, {})
-        for (_node, index), sample in samples.items():
-            sample["reward"] = rewards.get(index)
-        ordered = [samples[key] for key in sorted(samples)]
+        seen = self._seen.pop(iteration, Sightings())
+        for (_node, index), sample in seen.samples.items():
+            sample["reward"] = seen.rewards.get(index)
+        ordered = [seen.samples[key] for key in sorted(seen.samples)]
         metrics = self.metrics.pop(iteration, Metrics()).values()
         self.report(IterationRecord(iteration, metrics, ordered))
 

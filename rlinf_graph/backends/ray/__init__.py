@@ -1,0 +1,1 @@
+"""Real processes: one worker for each device, on Ray."""

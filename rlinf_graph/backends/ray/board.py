@@ -1,0 +1,195 @@
+"""Who waits for whom: the control path of a run. Data goes through the object store.
+
+One asynchronous actor holds what the interpreter holds for `local`: what has arrived on each edge,
+whose turn it is, which versions are there. Every wait ends when the run fails, with its cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
+from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
+from rlinf_graph.ir.program import Channel, Program
+from rlinf_graph.nodes.metric import Metrics
+
+Rows = NDArray[np.int64]
+Part = tuple[Rows, Any]
+"""Sample indices, and a list with the reference of the batch that holds them."""
+
+
+class _Queue:
+    """An edge: which samples of which iteration have arrived, and where they are."""
+
+    def __init__(self, channel: Channel, consumers: int) -> None:
+        self.channel, self.consumers = channel, consumers
+        self.parts: dict[int, list[Part]] = {}
+        self.arrived: dict[int, set[int]] = {}
+        self.freed: dict[int, int] = defaultdict(int)
+
+    def has_room(self, iteration: int) -> bool:
+        return iteration in self.parts or len(self.parts) < self.channel.capacity
+
+    def put(self, iteration: int, rows: Rows, reference: Any) -> None:
+        self.parts.setdefault(iteration, []).append((rows, reference))
+        self.arrived.setdefault(iteration, set()).update(rows.tolist())
+
+    def has(self, iteration: int, rows: Rows) -> bool:
+        return self.arrived.get(iteration, set()).issuperset(rows.tolist())
+
+    def free(self, iteration: int) -> None:
+        self.freed[iteration] += 1
+        if self.freed[iteration] == self.consumers:
+            for held in (self.parts, self.arrived, self.freed):
+                held.pop(iteration, None)
+
+
+class _Ring:
+    """Turns on shared devices."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes, self.turn, self.round, self.released = sizes, 0, 0, 0
+        self.taken: dict[tuple[str, int], int] = defaultdict(int)
+
+    def may(self, position: int, key: tuple[str, int]) -> bool:
+        return (self.round, self.turn) == (self.taken[key], position)
+
+    def release(self) -> None:
+        self.released += 1
+        if self.released == self.sizes[self.turn]:
+            self.released = 0
+            self.turn = (self.turn + 1) % len(self.sizes)
+            self.round += self.turn == 0
+
+
+class Board:
+    """The state that all processes of a run share."""
+
+    def __init__(self, program: Program, keep: int) -> None:
+        """Nothing has arrived. `keep` versions of each model's weights are held."""
+        ranks = {group.name: group.ranks for group in program.groups}
+        self._queues = {c.edge: _Queue(c, ranks[c.target]) for c in program.channels}
+        self._rings = {
+            r.name: _Ring([sum(ranks[name] for name in names) for names in r.positions])
+            for r in program.rings
+        }
+        self._versions: dict[str, dict[int, Any]] = defaultdict(dict)
+        self._keep = keep
+        self._addresses: dict[str, str] = {}
+        self._waiting: dict[tuple[str, int], str] = {}
+        self._failure: tuple[Diagnostic, ...] = ()
+        self._records: list[IterationRecord] = []
+        self._recorder = Recorder(sum(ranks.values()), self._records.append)
+        self._changed = asyncio.Condition()
+
+    async def room(self, who: tuple[str, int], edge: str, iteration: int) -> None:
+        """Wait until an edge takes samples of an iteration."""
+        queue = self._queues[edge]
+        await self._until(lambda: queue.has_room(iteration), who, f"room in `{edge}`")
+
+    async def put(self, edge: str, iteration: int, rows: Rows, reference: Any) -> None:
+        """Samples of an edge are there."""
+        self._queues[edge].put(iteration, rows, reference)
+        await self._notify()
+
+    async def get(self, who: tuple[str, int], edge: str, iteration: int, rows: Rows) -> list[Part]:
+        """Wait for samples of an edge; the parts that hold them."""
+        queue = self._queues[edge]
+        what = f"samples of `{edge}`, iteration {iteration}"
+        await self._until(lambda: queue.has(iteration, rows), who, what)
+        return [part for part in queue.parts[iteration] if np.isin(part[0], rows).any()]
+
+    async def free(self, edge: str, iteration: int) -> None:
+        """A consumer is done with an iteration of an edge."""
+        self._queues[edge].free(iteration)
+        await self._notify()
+
+    async def acquire(self, who: tuple[str, int], ring: str, position: int) -> None:
+        """Wait for a turn."""
+        state = self._rings[ring]
+        await self._until(lambda: state.may(position, who), who, f"its turn on {ring}")
+        state.taken[who] += 1
+
+    async def release(self, ring: str) -> None:
+        """A turn is over for one rank."""
+        self._rings[ring].release()
+        await self._notify()
+
+    async def publish(self, model: str, version: int, reference: Any) -> None:
+        """A version of a model's weights is there."""
+        kept = self._versions[model]
+        kept[version] = reference
+        for old in [v for v in kept if v <= version - self._keep]:
+            del kept[old]
+        await self._notify()
+
+    async def weights(self, who: tuple[str, int], model: str, version: int) -> Any:
+        """Wait for a version of a model's weights."""
+        kept, what = self._versions[model], f"version {version} of `{model}`"
+        await self._until(lambda: version in kept, who, what)
+        return kept[version]
+
+    async def offer(self, group: str, address: str) -> None:
+        """Where rank 0 of a group meets the others."""
+        self._addresses[group] = address
+        await self._notify()
+
+    async def meet(self, who: tuple[str, int]) -> str:
+        """Wait for the address of rank 0 of one's group."""
+        known = self._addresses
+        await self._until(lambda: who[0] in known, who, "rank 0 to meet the others")
+        return known[who[0]]
+
+    async def finish(self, iteration: int, metrics: Metrics, seen: Sightings) -> None:
+        """A process is done with an iteration."""
+        self._recorder.metrics[iteration].merge(metrics)
+        self._recorder.add(iteration, seen)
+        self._recorder.finish(iteration)
+        await self._notify()
+
+    async def fail(self, diagnostics: tuple[Diagnostic, ...]) -> None:
+        """End the run; the first cause is kept."""
+        self._failure = self._failure or diagnostics
+        await self._notify()
+
+    async def records(self, known: int, timeout: float) -> list[IterationRecord]:
+        """Finished iterations after the first `known`; waits for one, but not longer than that."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._until(lambda: len(self._records) > known, None, "")
+        except TimeoutError:
+            return []
+        return self._records[known:]
+
+    async def failure(self) -> tuple[Diagnostic, ...]:
+        """Why the run failed; empty while it has not."""
+        return self._failure
+
+    async def waiting(self) -> dict[tuple[str, int], str]:
+        """Which rank waits for what now."""
+        return dict(self._waiting)
+
+    async def _until(
+        self, ready: Callable[[], bool], who: tuple[str, int] | None, what: str
+    ) -> None:
+        """Wait for a condition; a failure of the run is raised instead."""
+        async with self._changed:
+            if who is not None:
+                self._waiting[who] = what
+            try:
+                await self._changed.wait_for(lambda: bool(self._failure) or ready())
+            finally:
+                if who is not None:
+                    self._waiting.pop(who, None)
+        if self._failure:
+            raise CompileError(self._failure)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
