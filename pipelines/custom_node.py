@@ -29,7 +29,7 @@ def is_correct(answer: str, truth: str) -> float:
 
 @rl.pipeline
 def grpo_brief(limit: int = 3) -> None:
-    problems = rl.dataset(f"{DATA}/train.jsonl", batch=32)
+    problems = rl.dataset(f"{DATA}/train.jsonl", batch=32, prompt_tokens=7)
     rollouts = rl.rollout(policy, problems, samples=8, max_tokens=6, lengths=4)
     rewards = rl.verify(rollouts, is_correct)
     rewards = LengthPenalty(limit=limit, weight=0.5)(rollouts, rewards)

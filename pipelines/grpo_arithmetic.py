@@ -27,16 +27,16 @@ def warm_up(batch: int = 128, iterations: int = 600) -> None:
 
 @rl.pipeline
 def exam() -> None:
-    problems = rl.dataset(f"{DATA}/heldout.jsonl", shuffle=False)
-    rl.evaluate(policy, problems, is_correct, max_tokens=4, name="exact_match")
+    problems = rl.dataset(f"{DATA}/heldout.jsonl", shuffle=False, prompt_tokens=7)
+    rl.evaluate(policy, problems, is_correct, max_tokens=4, lengths=4, name="exact_match")
 
 
 @rl.pipeline
 def grpo(
     prompts: int = 64, samples: int = 8, max_staleness: int = 0, iterations: int = 400
 ) -> None:
-    problems = rl.dataset(f"{DATA}/train.jsonl", batch=prompts)
-    rollouts = rl.rollout(policy, problems, samples=samples, max_tokens=4, lengths=3)
+    problems = rl.dataset(f"{DATA}/train.jsonl", batch=prompts, prompt_tokens=7)
+    rollouts = rl.rollout(policy, problems, samples=samples, max_tokens=4, lengths=4)
     rewards = rl.verify(rollouts, is_correct)
     advantages = rl.group_advantages(rewards)
     optimizer = rl.AdamW(
@@ -51,5 +51,5 @@ def grpo(
         optimizer=optimizer,
     )
     rl.sync(weights, into=policy, max_staleness=max_staleness)
-    held_out = rl.dataset(f"{DATA}/heldout.jsonl", shuffle=False)
-    rl.evaluate(policy, held_out, is_correct, max_tokens=4, every=50, name="held_out")
+    held_out = rl.dataset(f"{DATA}/heldout.jsonl", shuffle=False, prompt_tokens=7)
+    rl.evaluate(policy, held_out, is_correct, max_tokens=4, lengths=4, every=50, name="held_out")

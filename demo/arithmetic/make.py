@@ -4,8 +4,8 @@
 
 All sums of two numbers below 100 are problems, 10,000 of them, written with leading zeros:
 `07+05=` asks for `012`. Held-out pairs are drawn without regard to order, so that `b+a` never gives
-`a+b` away. The demonstrations come from a careless teacher, who forgets the carry three times in
-four (`47+38=075`): about half of the demonstrations are wrong, and reinforcement with a verifier
+`a+b` away. The demonstrations come from a careless teacher, who forgets the carry two times in
+three (`47+38=075`): nearly half of the demonstrations are wrong, and reinforcement with a verifier
 has to mend that.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 LIMIT = 100
 HELD_OUT = 1000
-CARELESS = 0.75
+CARELESS = 0.65
 TOKENS = ("<pad>", "<bos>", "<eos>", *"0123456789", "+", "-", "=")
 
 

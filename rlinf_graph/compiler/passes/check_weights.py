@@ -17,7 +17,14 @@ def check_weights(graph: Graph) -> Graph:
         CompileError: for a trained model that is read and never synced, a bound that is none, and
             training on stale samples without correcting for it.
     """
-    rules = (_one_trainer, _trained_models_are_synced, _syncs_fit, _bounds_hold, _mismatch)
+    rules = (
+        _one_trainer,
+        _one_sync,
+        _trained_models_are_synced,
+        _syncs_fit,
+        _bounds_hold,
+        _mismatch,
+    )
     raise_errors([d for rule in rules for d in rule(graph)])
     return graph
 
@@ -36,6 +43,19 @@ def _one_trainer(graph: Graph) -> Iterator[Diagnostic]:
                     if other.model == node.model and other is not node
                 ),
                 help=("add the losses up in one rl.train, or go over the samples with epochs=2",),
+            )
+
+
+def _one_sync(graph: Graph) -> Iterator[Diagnostic]:
+    for node in graph.with_role(Role.SYNC):
+        last = graph.syncs()[node.models[0].model]
+        if last is not node:
+            yield Diagnostic(
+                "RG0304",
+                f"`{node.model}` is synced twice in one iteration",
+                last.span,
+                notes=(f"the first time at {node.span}",),
+                help=("keep one of the two",),
             )
 
 

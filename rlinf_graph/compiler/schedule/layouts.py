@@ -31,6 +31,11 @@ class Option:
         """Bytes a device more while it runs."""
         return sum(size for _part, size in self.cost.working)
 
+    @property
+    def used(self) -> int:
+        """Devices it runs on."""
+        return self.settings.parallel.devices
+
     def covers(self, other: Option) -> bool:
         """Whether nothing speaks for the other."""
         return (
@@ -51,9 +56,9 @@ class Layouts:
     _known: dict[tuple[str, int, int], list[Option]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # inferred from the annotation
 
     def options(self, name: str, devices: tuple[int, ...], chunks: int) -> list[Option]:
-        """The Pareto front on (a part of) these devices; fastest first.
+        """The Pareto front on these devices or the first of them; fastest first.
 
-        Empty when no division of the batch fits; fewer devices are used where only that divides.
+        Empty when no division of the batch fits.
         """
         key = (name, len(devices), chunks)
         if key not in self._known:
@@ -61,14 +66,13 @@ class Layouts:
         return self._known[key]
 
     def _front(self, node: Node, devices: tuple[int, ...], chunks: int) -> list[Option]:
-        for used in range(len(devices), 0, -1):
-            made = [
-                Option(settings, self.costs.node(node, devices[:used], settings))
-                for settings in self._settings(node, used, chunks)
-            ]
-            if made:
-                return _pareto(made)
-        return []
+        """More devices are not always faster: small work is all latency and communication."""
+        made = [
+            Option(settings, self.costs.node(node, devices[:used], settings))
+            for used in range(len(devices), 0, -1)
+            for settings in self._settings(node, used, chunks)
+        ]
+        return _pareto(made)
 
     def _settings(self, node: Node, devices: int, chunks: int) -> Iterator[NodePlan]:
         tp = self.pins.get(node.name, Pin()).tp or 1
@@ -116,7 +120,7 @@ class Layouts:
 
 
 def _pareto(options: list[Option]) -> list[Option]:
-    ordered = sorted(options, key=lambda o: (o.cost.seconds, o.resident + o.working))
+    ordered = sorted(options, key=lambda o: (o.cost.seconds, o.resident + o.working, o.used))
     kept: list[Option] = []
     for option in ordered:
         if not any(better.covers(option) for better in kept):

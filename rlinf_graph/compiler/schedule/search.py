@@ -134,7 +134,7 @@ class Search:
 
     def _attempt(self, case: Case) -> Tried:
         """Whether something fits in another case; its time, where a second is enough for it."""
-        costs = CostModel(case.graph, case.cluster)
+        costs = CostModel(case.graph, case.cluster, self.costs.profile)
         search = replace(self, graph=case.graph, cluster=case.cluster, costs=costs)
         found, infeasible, complete = search._enumerate(
             dict(case.pins), time.perf_counter() + ATTEMPT_S
@@ -193,7 +193,10 @@ class Search:
 
     def _estimated(self, best: Simulated, bound: float, complete: bool) -> Simulated:
         proved = complete and bound >= best.seconds * (1 - SAME)
-        estimate = Estimate(iteration_s=best.seconds, bound_s=bound, proved=proved)
+        profile = self.costs.profile.file if self.costs.profile else None
+        estimate = Estimate(
+            iteration_s=best.seconds, bound_s=bound, proved=proved, profile=profile
+        )
         plan = best.plan.model_copy(update={"estimate": estimate})
         return Simulated(best.candidate, plan, best.events, best.iterations, best.seconds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 
 from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.schedule.bound import Bounds
@@ -20,6 +20,7 @@ from rlinf_graph.ir.plan import Leaf, Placement, Split, Turn, leaves_of, mode_of
 
 CHUNKS = (1, 2, 4, 8, 16)
 MOST_STALENESS = 4
+SMALL = 4
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,27 @@ class Space:
 
     def candidates(self) -> Iterator[Candidate | Infeasible]:
         """All of them, simple placements first."""
-        devices = tuple(range(self.cluster.size))
         for shape in shapes(self._names, self.graph.flow):
-            for bare in self._placements(shape, devices):
-                if self._respects_pins(bare):
-                    yield from self._layouts_of(with_companions(bare, self._followers))
+            for count in counts(self.cluster.size):
+                for bare in self._placements(shape, tuple(range(count))):
+                    if self._respects_pins(bare):
+                        yield from self._layouts_of(with_companions(bare, self._followers))
 
     def _layouts_of(self, placement: Placement) -> Iterator[Candidate | Infeasible]:
         leaves = list(leaves_of(placement))
         missing: Infeasible | None = None
         found = False
         for chunks in CHUNKS if any_split(placement) else (1,):
-            fronts = [self._front(leaf, leaves, chunks) for leaf in leaves]
-            for leaf, front in zip(leaves, fronts, strict=True):
+            leaders = [leaf for leaf in leaves if leaf.node not in self._shared]
+            fronts = [self.layouts.options(x.node, x.devices, chunks) for x in leaders]
+            for leaf, front in zip(leaders, fronts, strict=True):
                 if not front and chunks == 1:
                     text = f"{leaf.node}: no division of its batch by {len(leaf.devices)}"
                     missing = missing or Infeasible(placement, text)
             for choice in product(*fronts):
-                made = self._fitted(placement, leaves, choice, chunks)
+                chosen = {x.node: option for x, option in zip(leaders, choice, strict=True)}
+                self._follow(chosen, leaves, chunks)
+                made = self._fitted(placement, chosen, chunks)
                 if isinstance(made, Infeasible):
                     missing = _nearer(missing, made)
                     continue
@@ -96,20 +100,17 @@ class Space:
         if not found and missing is not None:
             yield missing
 
-    def _front(self, leaf: Leaf, leaves: list[Leaf], chunks: int) -> list[Option]:
-        """The options of a leaf; a follower uses the very devices of the node it accompanies."""
-        devices = leaf.devices
-        if leaf.node in self._shared:
-            leader = next(x for x in leaves if x.node == self._shared[leaf.node])
-            front = self.layouts.options(leader.node, leader.devices, chunks)
-            used = front[0].settings.parallel.devices if front else 0
-            devices = devices[:used]
-        return self.layouts.options(leaf.node, devices, chunks) if devices else []
+    def _follow(self, chosen: dict[str, Option], leaves: list[Leaf], chunks: int) -> None:
+        """Give every follower its fastest layout on the devices of the node it accompanies."""
+        for leaf in leaves:
+            if leaf.node in self._shared:
+                used = chosen[self._shared[leaf.node]].used
+                front = self.layouts.options(leaf.node, leaf.devices[:used], chunks)
+                chosen[leaf.node] = next((o for o in front if o.used == used), front[0])
 
     def _fitted(
-        self, placement: Placement, leaves: list[Leaf], choice: tuple[Option, ...], chunks: int
+        self, placement: Placement, options: dict[str, Option], chunks: int
     ) -> list[Candidate] | Infeasible:
-        options = {leaf.node: option for leaf, option in zip(leaves, choice, strict=True)}
         trimmed = _trim(placement, options)
         leaves = list(leaves_of(trimmed))
         fit = find_offloads(leaves, options, self.cluster, self._shared)
@@ -134,14 +135,29 @@ class Space:
                 yield Turn(parts=parts)
         else:
             for sizes in divisions(len(devices), len(shape.parts), self._grain(devices)):
-                starts = [sum(sizes[:i]) for i in range(len(sizes))]
-                blocks = [devices[a : a + n] for a, n in zip(starts, sizes, strict=True)]
-                choices = [
-                    list(self._placements(part, block))
-                    for part, block in zip(shape.parts, blocks, strict=True)
-                ]
-                for parts in product(*choices):
-                    yield Split(parts=parts)
+                for blocks in self._blocks(sizes, devices):
+                    choices = [
+                        list(self._placements(part, block))
+                        for part, block in zip(shape.parts, blocks, strict=True)
+                    ]
+                    for parts in product(*choices):
+                        yield Split(parts=parts)
+
+    def _blocks(
+        self, sizes: tuple[int, ...], devices: tuple[int, ...]
+    ) -> Iterator[list[tuple[int, ...]]]:
+        """Consecutive devices for parts of these sizes: in order, or in any when some are pinned.
+
+        Equal devices are interchangeable, so that without pins one order stands for all.
+        """
+        orders = permutations(range(len(sizes))) if self.pins else [tuple(range(len(sizes)))]
+        for order in orders:
+            blocks: list[tuple[int, ...]] = [()] * len(sizes)
+            start = 0
+            for part in order:
+                blocks[part] = devices[start : start + sizes[part]]
+                start += sizes[part]
+            yield blocks
 
     def _grain(self, devices: tuple[int, ...]) -> int:
         """Blocks are multiples of this: single devices as long as there are few."""
@@ -153,6 +169,16 @@ class Space:
             for leaf in leaves_of(placement)
             if leaf.node in self.pins
         )
+
+
+def counts(devices: int) -> list[int]:
+    """How many devices a plan may use: all of them, or fewer, which can be faster for small work.
+
+    Every number up to four, halves of larger clusters.
+    """
+    if devices <= SMALL:
+        return list(range(devices, 0, -1))
+    return [devices, *counts(devices // 2)]
 
 
 def any_split(placement: Placement) -> bool:
