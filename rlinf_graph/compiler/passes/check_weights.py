@@ -80,7 +80,7 @@ def _trained_models_are_synced(graph: Graph) -> Iterator[Diagnostic]:
 
 def _syncs_fit(graph: Graph) -> Iterator[Diagnostic]:
     for node in graph.with_role(Role.SYNC):
-        source = graph.node(node.inputs[0].source.node)
+        source = graph.node(node.inputs[0].source.node) if node.inputs else node
         if source.model != node.model:
             yield Diagnostic(
                 "RG0304",

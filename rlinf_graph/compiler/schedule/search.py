@@ -219,7 +219,7 @@ class Search:
 
 def _order(done: Simulated) -> tuple[float, int, int, int, str]:
     """Better plans first; of equal ones the fresher, smaller, simpler, by no chance."""
-    shown, candidate = float(f"{done.seconds:.6g}"), done.candidate
+    shown, candidate = float(f"{done.seconds:.9g}"), done.candidate
     used = len(devices_of(candidate.placement))
     return shown, candidate.staleness, used, candidate.chunks, candidate.label()
 
