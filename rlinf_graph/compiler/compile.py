@@ -8,6 +8,7 @@ from functools import cached_property
 
 from rlinf_graph.compiler.check_plan import check_plan
 from rlinf_graph.compiler.cost import CostModel
+from rlinf_graph.compiler.cost.profile import Profile, check_profile, check_use
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.passes import run_passes
 from rlinf_graph.compiler.schedule.search import Found, Search
@@ -46,6 +47,7 @@ def compile_graph(
     cluster: Cluster,
     *,
     pins: Mapping[str, str] | None = None,
+    profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
 ) -> Compiled:
     """Check a graph and find its best plan.
@@ -54,24 +56,36 @@ def compile_graph(
         graph: as built by a pipeline, or loaded.
         cluster: what to plan for.
         pins: devices or tensor parallelism by node, in addition to the pipeline's own.
+        profile: measurements that correct the cost model.
         after: called with the name of each pass and the graph that it left.
 
     Raises:
-        CompileError: with everything that is wrong with the graph, or why no plan exists.
+        CompileError: with everything that is wrong with the graph, or why no plan exists;
+            RG0408 for a profile of other hardware, versions or nodes.
     """
     checked = run_passes(graph, after)
-    costs = CostModel(checked, cluster)
+    costs = _costs(checked, cluster, profile)
     found = Search(checked, cluster, costs, pins=dict(pins or {})).run()
     return Compiled(checked, cluster, found.best.plan, costs, found)
 
 
-def accept_plan(graph: Graph, cluster: Cluster, plan: Plan) -> Compiled:
+def accept_plan(
+    graph: Graph, cluster: Cluster, plan: Plan, profile: Profile | None = None
+) -> Compiled:
     """Take a given plan instead of searching.
 
     Raises:
-        CompileError: with everything that is wrong with the graph, or with the plan for it.
+        CompileError: with everything that is wrong with the graph, or with the plan for it; RG0408
+            as in `compile_graph`.
     """
     checked = run_passes(graph)
-    return Compiled(
-        checked, cluster, check_plan(checked, plan, cluster), CostModel(checked, cluster)
-    )
+    costs = _costs(checked, cluster, profile)
+    return Compiled(checked, cluster, check_plan(checked, plan, cluster), costs)
+
+
+def _costs(graph: Graph, cluster: Cluster, profile: Profile | None) -> CostModel:
+    costs = CostModel(graph, cluster, profile)
+    if profile is not None:
+        check_profile(profile, cluster)
+        check_use(profile, graph, used=costs.corrections.any_of(graph))
+    return costs

@@ -16,10 +16,18 @@ from rlinf_graph.compiler.cost.constants import (
 from rlinf_graph.compiler.cost.links import Ring, ring
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, Link
+from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Generate, Work
 
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
+
+
+def dtype_of(model: ModelDef, kind: str) -> str:
+    """The number format of a model on a kind of device."""
+    if model.dtype == "auto":
+        return "bfloat16" if kind == "gpu" else "float32"
+    return model.dtype
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 
 from rlinf_graph.compiler.cost import memory, training
 from rlinf_graph.compiler.cost.constants import EFFICIENCY, HOST_SECONDS, REFIT
-from rlinf_graph.compiler.cost.layout import SIZES, Hardware, Layout, hardware_of, refusal
+from rlinf_graph.compiler.cost.correct import Corrections, Corrector
+from rlinf_graph.compiler.cost.layout import (
+    SIZES,
+    Hardware,
+    Layout,
+    dtype_of,
+    hardware_of,
+    refusal,
+)
 from rlinf_graph.compiler.cost.links import COLLECTIVE, ring
 from rlinf_graph.compiler.cost.lookup import shape_of
 from rlinf_graph.compiler.cost.passes import Parts, scaled
+from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
@@ -21,6 +30,7 @@ from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
 Items = tuple[tuple[str, float], ...]
 DeviceWork = Generate | Forward | Train
+PROFILED = "profiled"
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,15 @@ class NodeCost:
 
 
 class CostModel:
-    """Costs of the nodes of one graph on one cluster. Answers are remembered."""
+    """Costs of the nodes of one graph on one cluster. Answers are remembered.
 
-    def __init__(self, graph: Graph, cluster: Cluster) -> None:
+    Attributes:
+        graph, cluster: what is costed.
+        profile: what has been measured; None for closed forms alone.
+        corrections: of the profile.
+    """
+
+    def __init__(self, graph: Graph, cluster: Cluster, profile: Profile | None = None) -> None:
         """Work out the models' shapes.
 
         Raises:
@@ -57,8 +73,10 @@ class CostModel:
         """
         self.graph = graph
         self.cluster = cluster
+        self.profile = profile
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
+        self.corrections = Corrections(cluster, self._models, self.shapes, profile)
         self._hardware: dict[tuple[tuple[int, ...], Parallel], Hardware] = {}
         self._layouts: dict[tuple[str, tuple[int, ...], NodePlan], Layout] = {}
         self._costs: dict[tuple[str, DeviceWork, Layout, float], NodeCost] = {}
@@ -81,7 +99,8 @@ class CostModel:
         work, layout = self._work(node), self._layout(node, devices, settings)
         key = (node.name, work, layout, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
-            self._costs[key] = _node_cost(layout, work, kept)
+            correct = self.corrections.node(node, devices, settings)
+            self._costs[key] = _node_cost(layout, work, kept, correct)
         return self._costs[key]
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
@@ -99,26 +118,31 @@ class CostModel:
         self, node: Node, devices: Sequence[int], settings: NodePlan, samples: int
     ) -> float:
         """Seconds of forward and backward over `samples`, spread over all data ranks."""
-        work = self._training(node)
-        return sum(
-            training.accumulate(self._layout(node, devices, settings), work, samples).values()
-        )
+        work, correct = self._training(node), self.corrections.node(node, devices, settings)
+        layout = self._layout(node, devices, settings)
+        parts = training.accumulate(layout, work, samples)
+        return sum(correct("accumulate", parts).values())
 
     def optimizer_step_seconds(
         self, node: Node, devices: Sequence[int], settings: NodePlan
     ) -> float:
         """Seconds of one optimizer step: gradients averaged over replicas, clipped, applied."""
-        return sum(training.optimizer_step(self._layout(node, devices, settings)).values())
+        parts = training.optimizer_step(self._layout(node, devices, settings))
+        return sum(self.corrections.node(node, devices, settings)("optimizer_step", parts).values())
 
     def host(self, node: Node, processes: int, group: NodeGroup) -> NodeCost:
         """The cost of a host node with so many processes on the processors of a node group.
 
-        Without work declared, a sample is taken to need 0.1 ms of a core.
+        Without work declared, a sample is taken to need 0.1 ms of a core. A profile says what the
+        one process takes that a run gives to a host node.
         """
         work = node.work
         if not isinstance(work, HostWork):
             samples = node.volume[0].samples if node.volume else 1
             work = HostWork(samples, HOST_SECONDS, "declared default")
+        if made := self.corrections.host(node):
+            seconds = made.seconds(work.samples * work.seconds_per_sample)
+            return NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
         used = max(1, min(processes, group.cpus * group.nodes))
         seconds = work.samples * work.seconds_per_sample / used
         return NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
@@ -130,21 +154,25 @@ class CostModel:
 
         `copy` stays on the devices: the shards of the trainer are gathered, written once.
         `broadcast` sends all weights through the slowest link on the way. The trainer's layout is
-        not asked for: every device is taken to need all of the weights.
+        not asked for: every device is taken to need all of the weights. A profile corrects what a
+        device does for it, not the way between devices.
         """
         definition, shape = self._models[model], self.shapes[model]
         kinds = {self.cluster.group_of(d).device.kind for d in (*source, *target)}
-        dtype = _dtype(definition, "cpu" if "cpu" in kinds else "gpu")
+        dtype = dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")
         size = shape.parameters(definition.head) * SIZES[dtype]
         devices = sorted({*source, *target}) if method == "broadcast" else list(source)
         slowest = min(
             g.device.memory_bandwidth * EFFICIENCY[g.device.kind].bandwidth
             for g in map(self.cluster.group_of, (*source, *target))
         )
-        seconds = 2 * size / slowest
+        seconds, origin = 2 * size / slowest, "roofline"
+        if made := self.corrections.sync(model, source[0]):
+            seconds, origin = made.seconds(seconds), PROFILED
         if len(devices) > 1:
             seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / REFIT
-        return seconds, "roofline"
+            origin = "roofline"
+        return seconds, origin
 
     def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
         place = tuple(devices)
@@ -160,7 +188,7 @@ class CostModel:
             self._layouts[key] = Layout(
                 shape=self.shapes[model.name],
                 head=model.head if head == "lm" else head,
-                dtype=_dtype(model, hardware.kind),
+                dtype=dtype_of(model, hardware.kind),
                 hardware=hardware,
                 settings=settings,
             )
@@ -189,23 +217,22 @@ class CostModel:
         return work
 
 
-def _dtype(model: ModelDef, kind: str) -> str:
-    if model.dtype == "auto":
-        return "bfloat16" if kind == "gpu" else "float32"
-    return model.dtype
-
-
-def _node_cost(layout: Layout, work: DeviceWork, kept: float) -> NodeCost:
+def _node_cost(layout: Layout, work: DeviceWork, kept: float, correct: Corrector) -> NodeCost:
     chunks = layout.settings.chunks
     match work:
         case Generate():
             rollout = Rollout(layout, work, kept)
-            parts, working = scaled(rollout.parts(), chunks), memory.rollout_working(rollout)
+            parts, measured = rollout.parts(), correct.covers("chunk")
+            parts = scaled(correct("chunk", parts), chunks)
+            working = memory.rollout_working(rollout)
         case Forward():
-            parts = scaled(training.forward_chunk(layout, work), chunks)
+            parts, measured = training.forward_chunk(layout, work), correct.covers("chunk")
+            parts = scaled(correct("chunk", parts), chunks)
             working = memory.pass_working(layout, work)
         case Train():
-            parts, working = training.train_parts(layout, work), memory.pass_working(layout, work)
+            parts = training.train_parts(layout, work, correct)
+            measured = correct.covers("accumulate", "optimizer_step")
+            working = memory.pass_working(layout, work)
     resident = memory.resident(layout, trained=isinstance(work, Train))
     link = layout.hardware.host_link
     moving = memory.moved(resident) / (link.bandwidth * layout.efficiency.host_link) + link.latency
@@ -216,6 +243,7 @@ def _node_cost(layout: Layout, work: DeviceWork, kept: float) -> NodeCost:
         working=_items(working),
         load_s=moving,
         offload_s=moving,
+        origin=PROFILED if measured else "roofline",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.passes import (
@@ -17,7 +19,11 @@ from rlinf_graph.compiler.cost.passes import (
     scaled,
     split_calls,
 )
+from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.work import Forward, Lengths, Train
+
+Correct = Callable[[Kind, Parts], Parts]
+"""What measurement makes of the parts of one instruction."""
 
 
 def micro_batch_of(layout: Layout, lengths: Lengths) -> int:
@@ -87,11 +93,15 @@ def optimizer_bytes(layout: Layout) -> int:
     return 2 * layout.element if layout.element >= 4 else 12
 
 
-def train_parts(layout: Layout, work: Train) -> Parts:
-    """Seconds by cause of an iteration's training."""
+def train_parts(layout: Layout, work: Train, correct: Correct) -> Parts:
+    """Seconds by cause of an iteration's training, `correct`ed by kind of instruction."""
     ranks, micro_batch = layout.parallel.dp, micro_batch_of(layout, work.lengths)
     calls, rest = split_calls(per_rank(samples_per_step(work), ranks), micro_batch)
-    whole = scaled(accumulate(layout, work, micro_batch * ranks), calls) if calls else {}
-    last = accumulate(layout, work, rest * ranks) if rest else {}
-    step = added(whole, last, optimizer_step(layout))
+
+    def call(samples: int) -> Parts:
+        return correct("accumulate", accumulate(layout, work, samples * ranks))
+
+    whole = scaled(call(micro_batch), calls) if calls else {}
+    last = call(rest) if rest else {}
+    step = added(whole, last, correct("optimizer_step", optimizer_step(layout)))
     return scaled(step, work.optimizer_steps)
