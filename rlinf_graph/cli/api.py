@@ -12,6 +12,7 @@ from typing import Any
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.output import RunFolder
 from rlinf_graph.compiler.compile import Compiled, accept_plan, compile_graph
+from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.dsl.pipeline import Pipeline
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
@@ -52,19 +53,20 @@ def compile_pipeline(
     parameters: Mapping[str, Any] | None = None,
     pins: Mapping[str, str] | None = None,
     plan: Plan | None = None,
+    profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
 ) -> Compiled:
     """Check a pipeline and plan it, or check the plan that is given.
 
     Raises:
-        CompileError: with everything that is wrong.
+        CompileError: with everything that is wrong; RG0408 for a profile that does not belong here.
     """
     load_plugins()
     machines = load_cluster(cluster) if isinstance(cluster, str) else cluster
     graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
     if plan is not None:
-        return accept_plan(graph, machines, plan)
-    return compile_graph(graph, machines, pins=pins, after=after)
+        return accept_plan(graph, machines, plan, profile)
+    return compile_graph(graph, machines, pins=pins, profile=profile, after=after)
 
 
 def run_compiled(

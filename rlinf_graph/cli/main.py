@@ -39,6 +39,13 @@ SetOption = Annotated[
 PinOption = Annotated[
     list[str] | None, typer.Option("--pin", metavar="NODE=DEVICES", help="such as rollout=0-7")
 ]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="PROFILE", help="measurements, written by profile"),
+]
+InitOption = Annotated[
+    list[str] | None, typer.Option("--init", metavar="MODEL=FOLDER", help="a model's first weights")
+]
 
 
 @app.command("compile")
@@ -47,6 +54,7 @@ def compile_command(
     cluster: ClusterOption = "local",
     settings: SetOption = None,
     pins: PinOption = None,
+    profile: ProfileOption = None,
     explain: Annotated[
         ExplainFormat | None, typer.Option("--explain", help="print the plan and its reasons")
     ] = None,
@@ -58,6 +66,7 @@ def compile_command(
     """Check a pipeline and choose the best plan for a cluster."""
     from rlinf_graph.cli.api import compile_pipeline
     from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.profile_file import read_profile
     from rlinf_graph.compiler.passes import PASSES
     from rlinf_graph.ir import graph as graphs
     from rlinf_graph.ir import plan as plans
@@ -70,8 +79,9 @@ def compile_command(
         raise typer.BadParameter(f"the passes are {', '.join(names)}", param_hint="--dump-after")
     pipeline, others = load_pipeline(target)
     compiled = compile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), after=dump
-    )
+        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins),
+        profile=read_profile(profile), after=dump,
+    )  # fmt: skip
     if output is not None:
         _write(output, plans.dumps(compiled.plan))
         print(f"plan written to {output}", file=sys.stderr)
@@ -91,22 +101,23 @@ def run_command(
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     settings: SetOption = None,
     pins: PinOption = None,
-    init: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL=FOLDER", help="first weights of a model")
-    ] = None,
+    profile: ProfileOption = None,
+    init: InitOption = None,
     out: Annotated[Path | None, typer.Option(help="folder; runs/PIPELINE by default")] = None,
 ) -> None:
     """Run a pipeline, by a plan or by the best one."""
     from rlinf_graph.cli.api import compile_pipeline, run_compiled
     from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.profile_file import read_profile
     from rlinf_graph.cli.progress import progress
     from rlinf_graph.ir import plan as plans
 
     pipeline, _others = load_pipeline(target)
     given = None if plan is None else plans.loads(_read(plan), str(plan))
     compiled = compile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), plan=given
-    )
+        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), plan=given,
+        profile=read_profile(profile),
+    )  # fmt: skip
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:
         done = run_compiled(
@@ -117,6 +128,32 @@ def run_command(
     shown = f", estimated {estimate.iteration_s:.3g} s" if estimate else ""
     print(f"{iterations} iterations in {done.seconds:.1f} s; "
           f"median {done.iteration_s:.3g} s{shown}; results in {folder}")  # fmt: skip
+
+
+@app.command("profile")
+def profile_command(
+    target: Target,
+    cluster: ClusterOption = "local",
+    settings: SetOption = None,
+    init: InitOption = None,
+    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PROFILE", help="runs/PIPELINE/profile.json"),
+    ] = None,
+) -> None:
+    """Measure a pipeline's nodes on this machine; compile and run take the file they leave."""
+    from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.profile_file import write_profile
+    from rlinf_graph.cli.profiling import fit_lines, profile_pipeline
+
+    pipeline, _others = load_pipeline(target)
+    made = profile_pipeline(
+        pipeline, cluster, parameters=_pairs(settings), initial=_pairs(init), seed=seed
+    )
+    path = write_profile(made.profile, output or Path("runs") / pipeline.name / "profile.json")
+    print("\n".join(fit_lines(made.fits)))
+    print(f"profile written to {path}", file=sys.stderr)
 
 
 @app.command("explain")

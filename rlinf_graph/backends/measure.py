@@ -1,0 +1,250 @@
+"""Measure the nodes of a pipeline one after another, each alone, as a rank of a run does its work.
+
+Inputs are real: what a node puts out at its largest size is what its consumers are measured with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.failure import failed
+from rlinf_graph.backends.rank import Rank, project
+from rlinf_graph.backends.stopwatch import one_thread, timed, watched
+from rlinf_graph.dsl.node import definitions
+from rlinf_graph.ir import packed
+from rlinf_graph.ir.batch import Batch, Source, TokenBatch
+from rlinf_graph.ir.batches import Examples, Rollouts
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.ir.flow import in_order
+from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.measurement import Kind, Measurement, quantiles
+from rlinf_graph.ir.node_type import Place, Port, Role, Unit
+from rlinf_graph.ir.plan import Leaf, PipelineRef, Plan, Turn
+from rlinf_graph.ir.program import Position, WorkerGroup
+from rlinf_graph.ir.work import Generate
+from rlinf_graph.nodes.engine import Engine
+from rlinf_graph.nodes.metric import Metrics
+from rlinf_graph.nodes.train import tokenize_examples
+
+SHARES = (16, 4, 2, 1)
+"""Sizes: the node's batch in an iteration, divided by these."""
+
+SHORTEST = 2
+"""Tokens of the shorter responses that are measured beside the full ones."""
+
+LONGEST_S = 60.0
+"""A size that would take longer than this once is left out, and the nodes after it get less."""
+
+START = Position(iteration=0, rank=0)
+Report = Callable[[Measurement], None]
+
+
+def measure(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    seed: int = 0,
+    initial: Mapping[str, str] | None = None,
+    report: Report = lambda _made: None,
+) -> list[Measurement]:
+    """Measure every node of a graph on device 0 of a cluster.
+
+    Args:
+        graph: after the passes.
+        cluster: this machine's.
+        seed: of every random draw.
+        initial: folders to load first weights from, by model, instead of the declared ones.
+        report: called with each measurement when it is there.
+
+    Raises:
+        CompileError: RG0607, with the cause, when the user's code or an engine fails.
+    """
+    group = cluster.group_of(0)
+    with one_thread(group.device.kind == "cpu"):
+        bench = _Bench(graph, cluster, seed, initial or {}, report)
+        for node in in_order(graph):
+            bench.node(node)
+    return bench.made
+
+
+class _Bench:
+    """All nodes on one device, and what they have put out."""
+
+    def __init__(
+        self, graph: Graph, cluster: Cluster, seed: int, initial: Mapping[str, str], report: Report
+    ) -> None:
+        self.graph, self.seed, self.report = graph, seed, report
+        self.made: list[Measurement] = []
+        nodes = [node for node in graph.nodes if node.role is not Role.SYNC]
+        leaves = tuple(Leaf(node=n.name, devices=(0,)) for n in nodes if not _is_host(n))
+        reference = PipelineRef(file="", name=graph.name)
+        plan = Plan(pipeline=reference, placement=Turn(parts=leaves))
+        self._groups = {n.name: WorkerGroup(n.name, 1, plan.devices(n.name), ()) for n in nodes}
+        places = [(group, 0) for group in self._groups.values()]
+        self._engines = Engines(graph, plan, cluster, places, seed=seed, initial=initial)
+        self._registers: dict[str, Any] = {}
+        self._ranks = {name: self._rank(graph, name) for name in self._groups}
+
+    def node(self, node: Node) -> None:
+        """Measure a node at all its sizes and keep what it puts out."""
+        try:
+            if node.role is Role.SYNC:
+                self._sync(node)
+            elif node.role is Role.TRAIN:
+                self._train(node)
+            else:
+                self._compute(node)
+        except CompileError:
+            raise
+        except Exception as error:
+            raise failed(node, START, error) from error
+
+    def _compute(self, node: Node) -> None:
+        rank = self._ranks[node.name]
+        if _is_host(node):
+            self._sizes(rank, "host", self._count(node))
+            return
+        samples = self._sizes(rank, "chunk", self._count(node))
+        if isinstance(node.work, Generate) and node.option("max_tokens") > SHORTEST:
+            shorter = max(SHORTEST, node.option("max_tokens") // 4)
+            self._trial(self._with_option(node, "max_tokens", shorter), "chunk", samples)
+
+    def _train(self, node: Node) -> None:
+        rank, count = self._ranks[node.name], self._count(node)
+        self._sizes(rank, "accumulate", min(count, node.option("minibatch") or count))
+        rank.bound = self._inputs(node, min(count, max(SHARES)))
+
+        def prepare() -> None:
+            if not rank.weight:
+                rank.accumulate(START, Metrics())
+
+        seconds = timed(lambda: _step(rank), prepare)
+        self._keep(Measurement(node=node.name, kind="optimizer_step", samples=0, seconds=seconds))
+
+    def _sync(self, node: Node) -> None:
+        model, trainers = node.models[0].model, self.graph.trainers()
+        reader = next((g for g in self._groups.values() if self._serves(g.name, model)), None)
+        if reader is None or model not in trainers:
+            return
+        engine, group = self._ranks[trainers[model].name].trainer, reader
+
+        def deliver() -> None:
+            copies = [(name, value.detach().clone()) for name, value in engine.weights().items()]
+            self._engines.adopt(group, 0, model, 1, copies)
+
+        seconds = timed(deliver)
+        self._keep(Measurement(node=node.name, kind="sync", samples=0, seconds=seconds))
+
+    def _sizes(self, rank: Rank, kind: Kind, count: int) -> int:
+        """Measure from small to large, as far as time allows; the largest size measured."""
+        unit = self._group_size(rank.node) if kind != "accumulate" else 1
+        units = count // unit
+        whole = rank.node.unit is Unit.BATCH and kind != "accumulate"
+        sizes = [count] if whole else sorted({units // s * unit for s in SHARES} - {0}) or [count]
+        last = sizes[0]
+        seconds = self._trial(rank, kind, last)
+        for samples in sizes[1:]:
+            if seconds * samples / last > LONGEST_S:
+                break
+            seconds, last = self._trial(rank, kind, samples), samples
+        return last
+
+    def _trial(self, rank: Rank, kind: Kind, samples: int) -> float:
+        """Measure one size; the median seconds."""
+        node = rank.node
+        rank.bound = self._inputs(node, samples)
+        if kind == "accumulate":
+            seconds = timed(lambda: rank.accumulate(START, Metrics()))
+            _step(rank)
+            lengths = _lengths(rank.bound, rank.trainer)
+            made = Measurement(
+                node=node.name, kind=kind, samples=samples, lengths=lengths, seconds=seconds
+            )
+        else:
+            with watched(self._engines.of(self._groups[node.name], 0)) as seen:
+                seconds = timed(lambda: rank.run(START, Metrics()))
+            made = self._ran(rank, kind, samples or len(rank.outputs[0]), seconds, seen)
+        self._keep(made)
+        return made.median
+
+    def _ran(
+        self, rank: Rank, kind: Kind, samples: int, seconds: tuple[float, ...], seen: list[Rollouts]
+    ) -> Measurement:
+        made = Measurement(
+            node=rank.node.name, kind=kind, samples=samples, seconds=seconds,
+            lengths=_lengths(rank.bound),
+        )  # fmt: skip
+        if not seen:
+            return made
+        answers = seen[-1]
+        return made.model_copy(
+            update={
+                "samples": len(answers),
+                "group": max(1, len(answers) // max(1, samples)),
+                "prompt_tokens": float(answers.prompt_lengths.double().mean()),
+                "lengths": quantiles(answers.response_lengths.tolist()),
+            }
+        )
+
+    def _keep(self, made: Measurement) -> None:
+        self.made.append(made)
+        self.report(made)
+
+    def _inputs(self, node: Node, samples: int) -> dict[str, Batch]:
+        """The first samples of every input."""
+        rows = np.arange(samples)
+        return {edge.param: packed.select(self._output(edge.source), rows)
+                for edge in node.inputs if edge.type != "Weights"}  # fmt: skip
+
+    def _output(self, source: Source) -> Batch:
+        return project(self._ranks[source.node].outputs[source.output], source.field)
+
+    def _count(self, node: Node) -> int:
+        """Samples that all inputs have; 0 without inputs."""
+        edges = [edge for edge in node.inputs if edge.type != "Weights"]
+        return min((len(self._output(edge.source)) for edge in edges), default=0)
+
+    def _group_size(self, node: Node) -> int:
+        """Samples of a prompt in what the node takes."""
+        if not self._count(node):
+            return 1
+        batch = self._output(node.inputs[0].source)
+        return len(batch) // max(1, len(batch.group.unique()))
+
+    def _serves(self, name: str, model: str) -> bool:
+        uses = self.graph.node(name).models
+        return any(use.model == model and use.port is Port.SERVED for use in uses)
+
+    def _rank(self, graph: Graph, name: str) -> Rank:
+        group = self._groups[name]
+        return Rank(graph, group, 0, self._engines, self._registers, self.seed)
+
+    def _with_option(self, node: Node, option: str, value: Any) -> Rank:
+        options = tuple((n, value if n == option else old) for n, old in node.options)
+        changed = replace(node, options=options)
+        nodes = tuple(changed if n.name == node.name else n for n in self.graph.nodes)
+        return self._rank(self.graph.with_nodes(nodes), node.name)
+
+
+def _step(rank: Rank) -> None:
+    rank.optimizer_step(rank.weight or 1.0, Metrics())
+
+
+def _is_host(node: Node) -> bool:
+    return definitions[node.type].type.place is Place.HOST
+
+
+def _lengths(bound: Mapping[str, Batch], engine: Engine | None = None) -> tuple[float, ...]:
+    """Of the sequences among the inputs; demonstrations are told in the engine's tokens."""
+    for batch in bound.values():
+        if isinstance(batch, Examples) and engine is not None:
+            return quantiles(tokenize_examples(batch, engine).lengths.tolist())
+        if isinstance(batch, TokenBatch):
+            return quantiles(batch.lengths.tolist())
+    return ()
