@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +17,16 @@ from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.dsl.pipeline import Pipeline
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
-from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.timeline import Event
 from rlinf_graph.nodes.plugins import load_plugins
 
+BACKENDS = {
+    "local": "rlinf_graph.backends.local.run",
+    "ray": "rlinf_graph.backends.ray.run",
+}
 Report = Callable[[IterationRecord, float], None]
 
 
@@ -76,6 +81,7 @@ def run_compiled(
     folder: Path,
     seed: int = 0,
     backend: str = "local",
+    address: str | None = None,
     initial: Mapping[str, str] | None = None,
     report: Report = lambda _record, _seconds: None,
 ) -> RunResult:
@@ -86,17 +92,18 @@ def run_compiled(
         iterations: how many.
         folder: for metrics, samples and checkpoints of the trained models.
         seed: of every random draw.
-        backend: `local`.
+        backend: `local` (this process) or `ray` (a process for each device).
+        address: of a running Ray cluster to join; by default Ray is started for the run.
         initial: folders to load first weights from, by model.
         report: called with each finished iteration and its seconds.
 
     Raises:
         CompileError: RG0606 for a backend that is not there, else the cause of a failure.
     """
-    if backend != "local":
-        raise fail("RG0606", f"there is no backend `{backend}`", help=("--backend local",))
-    from rlinf_graph.backends.local import run as local
-
+    if backend not in BACKENDS:
+        raise fail("RG0606", f"there is no backend `{backend}`", help=(suggest(backend, BACKENDS),))
+    runner = importlib.import_module(BACKENDS[backend])
+    more = {"address": address} if backend == "ray" else {}
     with RunFolder(folder) as out:
         clock = _Clock()
 
@@ -105,14 +112,12 @@ def run_compiled(
             out.write(record, seconds=seconds)
             report(record, seconds)
 
-        done = local.run(
+        done = runner.run(
             compiled.program, compiled.graph, compiled.plan, compiled.cluster,
-            iterations=iterations, seed=seed, initial=initial, loaded=clock.start, report=finished,
+            iterations=iterations, seed=seed, initial=initial, checkpoints=folder / "checkpoint",
+            loaded=clock.start, report=finished, **more,
         )  # fmt: skip
-        seconds = clock.total
-        for model in compiled.graph.trainers():
-            done.save(model, folder / "checkpoint" / model)
-    return RunResult(out.records, done.events, seconds)
+    return RunResult(out.records, done.events, clock.total)
 
 
 class _Clock:

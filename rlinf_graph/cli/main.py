@@ -96,7 +96,8 @@ def run_command(
     target: Target,
     cluster: ClusterOption = "local",
     plan: Annotated[Path | None, typer.Option("--plan", help="written by compile -o")] = None,
-    backend: Annotated[str, typer.Option(help="where it runs: local")] = "local",
+    backend: Annotated[str, typer.Option(help="local: this process; ray: one a device")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a running Ray cluster to join")] = None,
     iterations: Annotated[int, typer.Option(min=1)] = 10,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     settings: SetOption = None,
@@ -121,7 +122,7 @@ def run_command(
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:
         done = run_compiled(
-            compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
+            compiled, iterations=iterations, folder=folder, seed=seed, backend=backend, address=address,
             initial=_pairs(init), report=report,
         )  # fmt: skip
     estimate = compiled.plan.estimate

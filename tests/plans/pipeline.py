@@ -16,8 +16,10 @@ def digits_right(answer: str, truth: str) -> float:
 
 
 @rl.pipeline
-def small_grpo(max_staleness: int = 0, epochs: int = 1) -> None:
-    prompts = rl.dataset(str(DATA / "train.jsonl"), batch=8)
+def small_grpo(
+    max_staleness: int = 0, epochs: int = 1, batch: int = 8, minibatch: int = 16
+) -> None:
+    prompts = rl.dataset(str(DATA / "train.jsonl"), batch=batch)
     rollouts = rl.rollout(policy, prompts, samples=4, max_tokens=4, lengths=4)
     rewards = rl.verify(rollouts, digits_right)
     ref_logprobs = rl.logprobs(reference, rollouts)
@@ -28,7 +30,7 @@ def small_grpo(max_staleness: int = 0, epochs: int = 1) -> None:
         advantages,
         reference=ref_logprobs,
         loss=rl.GRPOLoss(kl=1e-2),
-        minibatch=16,
+        minibatch=minibatch,
         epochs=epochs,
         optimizer=rl.AdamW(lr=1e-3),
     )

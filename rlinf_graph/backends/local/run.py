@@ -20,17 +20,10 @@ from rlinf_graph.ir.timeline import Event
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A finished run: its events, and its models."""
+    """A finished run: its events, and its engines."""
 
     events: list[Event]
     machine: LocalMachine
-    program: Program
-    graph: Graph
-
-    def save(self, model: str, path: Path) -> None:
-        """Write a trained model as a folder that transformers loads."""
-        trainer = self.graph.trainers()[model]
-        self.machine.save(self.program.group(trainer.name), path)
 
 
 def run(
@@ -42,6 +35,7 @@ def run(
     iterations: int,
     seed: int = 0,
     initial: Mapping[str, str] | None = None,
+    checkpoints: Path | None = None,
     loaded: Callable[[], None] = lambda: None,
     report: Callable[[IterationRecord], None] = lambda _record: None,
 ) -> LocalRun:
@@ -55,6 +49,7 @@ def run(
         iterations: how many.
         seed: of every random draw.
         initial: folders to load first weights from, by model, instead of the declared ones.
+        checkpoints: folder to write the trained models to.
         loaded: called when the models are there and the first iteration begins.
         report: called with each finished iteration.
 
@@ -62,7 +57,12 @@ def run(
         CompileError: with the cause, when a node fails.
     """
     with _threads_of(program, cluster):
-        return _run(program, graph, plan, cluster, iterations, seed, initial or {}, loaded, report)
+        done = _run(program, graph, plan, cluster, iterations, seed, initial or {}, loaded, report)
+        for model, node in graph.trainers().items():
+            if checkpoints is None:
+                break
+            done.machine.save(program.group(node.name), checkpoints / model)
+    return done
 
 
 def _run(
@@ -82,7 +82,7 @@ def _run(
     machine = LocalMachine(graph, plan, program, engines, recorder, seed)
     loaded()
     events = Interpreter(program, machine, seed=seed).run(iterations)
-    return LocalRun(events, machine, program, graph)
+    return LocalRun(events, machine)
 
 
 @contextmanager

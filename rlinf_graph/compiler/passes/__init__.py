@@ -14,7 +14,7 @@ from rlinf_graph.ir.graph import Graph
 
 Pass = Callable[[Graph], Graph]
 UNSOUND = ("RG0101", "RG0102", "RG0104", "RG02", "RG05")
-"""Findings after which volumes cannot be worked out; those of `check_weights` are not among them."""
+"""Findings after which volumes cannot be worked out."""
 
 PASSES: tuple[Pass, ...] = (
     verify,

@@ -1,0 +1,42 @@
+"""Gradients of data-parallel ranks, summed over gloo, one process group for each train node."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+TIMEOUT = timedelta(seconds=600)
+
+
+class Ranks:
+    """The ranks of one train node."""
+
+    def __init__(self, rank: int, size: int, address: str) -> None:
+        """Meet the others at the `host:port` where rank 0 listens."""
+        host, _, port = address.rpartition(":")
+        make = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  # its documented name
+        store = make(host, int(port), size, rank == 0, timeout=TIMEOUT)
+        self._group = dist.ProcessGroupGloo(store, rank, size, TIMEOUT)
+
+    def sum(self, gradients: dict[str, torch.Tensor], weight: float) -> float:
+        """Replace gradients by their sums over the ranks, in place; the sum of the weights."""
+        tensors = list(gradients.values())
+        kind = torch.promote_types(tensors[0].dtype, torch.float32)
+        parts = [tensor.detach().reshape(-1).to("cpu", kind) for tensor in tensors]
+        flat = torch.cat([*parts, torch.tensor([weight], dtype=kind)])
+        self._group.allreduce([flat]).wait()  # pyright: ignore[reportAttributeAccessIssue]  # torch's stubs lack it
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+        return float(flat[-1])
+
+
+def free_address(host: str) -> str:
+    """A `host:port` on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"

@@ -1,0 +1,189 @@
+"""The interpreter of one rank in a process of its own: the third, beside simulation and `local`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.rank import Rank, project
+from rlinf_graph.backends.ray import wire
+from rlinf_graph.backends.ray.allreduce import Ranks, free_address
+from rlinf_graph.backends.record import Sightings
+from rlinf_graph.ir import packed
+from rlinf_graph.ir.batch import Batch
+from rlinf_graph.ir.interpreter import KINDS
+from rlinf_graph.ir.program import (
+    Accumulate,
+    Acquire,
+    Advance,
+    Await,
+    Free,
+    Instruction,
+    Load,
+    Offload,
+    OptimizerStep,
+    Position,
+    Publish,
+    Recv,
+    Release,
+    Run,
+    Send,
+    WorkerGroup,
+    unroll,
+)
+from rlinf_graph.ir.timeline import Event
+from rlinf_graph.nodes.metric import Metrics
+
+if TYPE_CHECKING:
+    from rlinf_graph.backends.ray.worker import Job
+
+
+class RankProcess:
+    """One rank of one worker group.
+
+    Attributes:
+        at: the position of the instruction being carried out.
+        events: what took time so far.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        group: WorkerGroup,
+        number: int,
+        engines: Engines,
+        registers: MutableMapping[str, Any],
+        board: Any,
+        start: float,
+    ) -> None:
+        """`start` is when the run began, by this machine's clock."""
+        self.at: Position | None = None
+        self.events: list[Event] = []
+        self._job, self._group, self._number = job, group, number
+        self._who = (group.name, number)
+        self._engines, self._board, self._start = engines, board, start
+        self._rank = Rank(job.graph, group, number, engines, registers, job.seed)
+        self._totals = {c.edge: c.samples for c in job.program.channels}
+        self._metrics, self._seen = Metrics(), Sightings()
+        self._peers: Ranks | None = None
+
+    def run(self, iterations: range) -> None:
+        """Carry out the list for each iteration.
+
+        Raises:
+            CompileError: the cause, when another rank has failed.
+        """
+        for iteration in iterations:
+            self._metrics, self._seen = Metrics(), Sightings()
+            for instruction, at in unroll(self._group.body, Position(iteration, self._number)):
+                self.at = at
+                self._step(instruction, at, iterations.start)
+            self._call("finish", iteration, self._metrics, self._seen)
+
+    def _step(self, instruction: Instruction, at: Position, first: int) -> None:
+        match instruction:
+            case Recv():
+                self._recv(instruction, at)
+            case Send():
+                self._send(instruction, at)
+            case Acquire(turn=turn, position=position):
+                self._call("acquire", self._who, turn, position)
+            case Release(turn=turn):
+                self._call("release", turn)
+            case Free(edge=edge):
+                self._call("free", edge, at.iteration)
+            case Publish(model=model):
+                self._publish(model, at.iteration + 1)
+            case Await():
+                self._await(instruction, at, first)
+            case OptimizerStep():
+                weight = self._summed()
+                self._timed(
+                    instruction, at, lambda: self._rank.optimizer_step(weight, self._metrics)
+                )
+            case Run():
+                self._timed(instruction, at, lambda: self._rank.run(at, self._metrics))
+            case Accumulate():
+                self._timed(instruction, at, lambda: self._rank.accumulate(at, self._metrics))
+            case Load() | Offload():
+                on = isinstance(instruction, Load)
+                self._timed(instruction, at, lambda: self._rank.move(on=on))
+            case Advance():
+                pass
+            case _:
+                raise TypeError(f"{instruction} is no single instruction")
+
+    def _recv(self, recv: Recv, at: Position) -> None:
+        rows = recv.select.rows(at, self._totals[recv.edge], self._group.ranks, self._job.seed)
+        parts = self._call("get", self._who, recv.edge, at.iteration, rows)
+        held = ray.get([reference for _rows, (reference,) in parts])
+        batches = [wire.unpack(batch) for batch in held]
+        self._rank.bound[recv.param] = _chosen([r for r, _ in parts], batches, rows)
+
+    def _send(self, send: Send, at: Position) -> None:
+        value: Batch = project(self._rank.outputs[send.output], send.field)
+        self._seen.saw(self._group.name, at.iteration, value)
+        self._call("room", self._who, send.edge, at.iteration)
+        rows = np.asarray(value.index.cpu(), dtype=np.int64)
+        reference = ray.put(wire.pack(value))
+        self._call("put", send.edge, at.iteration, rows, [reference])
+
+    def _publish(self, model: str, version: int) -> None:
+        """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
+        if self._number == 0:
+            weights = self._rank.trainer.weights().items()
+            reference = ray.put([(name, wire.to_array(value)) for name, value in weights])
+            self._call("publish", model, version, [reference])
+
+    def _await(self, awaited: Await, at: Position, first: int) -> None:
+        version = max(first, awaited.version(at.iteration))
+        lacks = self._engines.lacks(self._group, self._number, awaited.model, version)
+        found = None
+        if version > first:
+            (found,) = self._call("weights", self._who, awaited.model, version)
+
+        def adopt() -> None:
+            if found is not None and lacks:
+                arrays = ray.get(found)
+                weights = [(name, wire.to_tensor(array)) for name, array in arrays]
+                self._engines.adopt(self._group, self._number, awaited.model, version, weights)
+
+        self._timed(awaited, at, adopt)
+
+    def _summed(self) -> float:
+        """Sum gradients over the ranks; the summed weight."""
+        if self._group.ranks == 1:
+            return self._rank.weight
+        if self._peers is None:
+            if self._number == 0:
+                address = free_address(ray.util.get_node_ip_address())
+                self._call("offer", self._group.name, address)
+            address = self._call("meet", self._who)
+            self._peers = Ranks(self._number, self._group.ranks, address)
+        return self._peers.sum(self._rank.trainer.gradients(), self._rank.weight)
+
+    def _timed(self, instruction: Instruction, at: Position, work: Any) -> None:
+        begin = time.time() - self._start
+        work()
+        end = time.time() - self._start
+        kind, devices = KINDS[type(instruction)], self._group.devices_of(self._number)
+        self.events.append(Event(kind, self._group.name, at, devices, begin, end))
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self._board, method).remote(*arguments))
+
+
+def _chosen(
+    indices: list[NDArray[np.int64]], batches: list[Batch], rows: NDArray[np.int64]
+) -> Batch:
+    """The samples with the wanted indices, in that order, out of the parts that hold them."""
+    merged = packed.concat(batches)
+    place = {int(index): i for i, index in enumerate(np.concatenate(indices))}
+    order = np.fromiter((place[int(row)] for row in rows), np.int64, len(rows))
+    return packed.select(merged, order)

@@ -1,0 +1,254 @@
+"""Run a program on Ray: start workers, watch them, take everything down again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from rlinf_graph.backends.ray.board import Board
+from rlinf_graph.backends.ray.placement import Placement, resources
+from rlinf_graph.backends.ray.shipping import by_value, used_definitions
+from rlinf_graph.backends.ray.worker import Job, Place, Worker
+from rlinf_graph.backends.record import IterationRecord
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.program import Program
+from rlinf_graph.ir.timeline import Event
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a worker lives: the id of its Ray node, and its process id there."""
+
+    node: str
+    process: int
+
+
+HOST = -1
+"""The number of the worker that hosts host nodes."""
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class RayRun:
+    """A finished run: its events, and where its models were saved."""
+
+    events: list[Event]
+    saved: Mapping[str, Path]
+
+
+def run(
+    program: Program,
+    graph: Graph,
+    plan: Plan,
+    cluster: Cluster,
+    *,
+    iterations: int,
+    seed: int = 0,
+    initial: Mapping[str, str] | None = None,
+    checkpoints: Path | None = None,
+    address: str | None = None,
+    placed: Callable[[Mapping[int, Seat]], None] = lambda _seats: None,
+    loaded: Callable[[], None] = lambda: None,
+    report: Callable[[IterationRecord], None] = lambda _record: None,
+) -> RayRun:
+    """Run every rank in the process of its device.
+
+    Args:
+        program: of `graph` and `plan`.
+        graph: after the passes.
+        plan: checked.
+        cluster: what the plan was made for.
+        iterations: how many.
+        seed: of every random draw.
+        initial: folders to load first weights from, by model.
+        checkpoints: folder to write the trained models to; on the machine that trains.
+        address: of a running Ray cluster; by default one is started here, and ended.
+        placed: called with where each device's worker lives, once all have loaded.
+        loaded: called when the models are there and the first iteration begins.
+        report: called with each finished iteration.
+
+    Raises:
+        CompileError: with the cause, when a node or a worker fails.
+    """
+    job = Job(program, graph, plan, cluster, used_definitions(graph), seed, dict(initial or {}))
+    with session(cluster, address), by_value(graph), _Crew(job) as crew:
+        placed(crew.wait())
+        loaded()
+        crew.start(range(iterations))
+        crew.watch(iterations, report)
+        events = crew.events()
+        saved = crew.save(checkpoints) if checkpoints else {}
+    return RayRun(events, saved)
+
+
+@contextmanager
+def session(cluster: Cluster, address: str | None = None) -> Iterator[None]:
+    """A Ray session: the one that is open, the one at an address, or a new one for the block."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        gpus = sum(g.size for g in cluster.groups if g.device.kind == "gpu")
+        options |= {"num_cpus": cluster.size + 1, "num_gpus": gpus, "include_dashboard": False}
+    ray.init(address=address, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Crew:
+    """The actors of one run."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._placement: Placement | None = None
+        self._workers: dict[int, Any] = {}
+        self._board: Any = None
+        self._running: dict[Any, Place] = {}
+        self._ahead: dict[int, float] = {}
+
+    def __enter__(self) -> _Crew:
+        try:
+            self._open()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _open(self) -> None:
+        job = self._job
+        self._placement = Placement(job.cluster)
+        keep = 2 + max((s.staleness for s in job.plan.syncs.values()), default=0)
+        keep += max((n.option("every") for n in job.graph.syncs().values()), default=0)
+        board = ray.remote(Board)
+        self._board = board.options(num_cpus=0, max_concurrency=1000).remote(job.program, keep)
+        shipped = ray.put(job)
+        worker = ray.remote(Worker)
+        for number, places in self.places().items():
+            threads = {"max_concurrency": len(places) + 4, "num_cpus": 0}
+            options = threads if number == HOST else threads | self._on(number)
+            self._workers[number] = worker.options(**options).remote(shipped, places, self._board)
+
+    def _on(self, device: int) -> dict[str, Any]:
+        if self._placement is None:
+            raise RuntimeError("no placement")
+        group = self._job.cluster.group_of(device)
+        need = resources(group)
+        return {
+            "num_cpus": need.get("CPU", 0),
+            "num_gpus": need.get("GPU", 0),
+            "scheduling_strategy": self._placement.strategy(device),
+        }
+
+    def places(self) -> dict[int, list[Place]]:
+        """The ranks of each worker: a rank lives with its first device."""
+        found: dict[int, list[Place]] = {}
+        for group in self._job.program.groups:
+            for rank in range(group.ranks):
+                device = group.devices_of(rank)[0] if group.devices else HOST
+                found.setdefault(device, []).append((group.name, rank))
+        return found
+
+    def wait(self) -> dict[int, Seat]:
+        """Wait until every worker has loaded; where they live.
+
+        Raises:
+            CompileError: the cause, when one cannot load.
+        """
+        asked = {number: worker.ready.remote() for number, worker in self._workers.items()}
+        seats: dict[int, Seat] = {}
+        for number, reference in asked.items():
+            try:
+                seats[number] = Seat(*ray.get(reference))
+            except RayError as error:
+                raise self._cause(self.places()[number][0], error) from error
+        self._ahead = {number: self._clock_ahead(number) for number in seats}
+        return seats
+
+    def start(self, iterations: range) -> None:
+        """Let all ranks go; each counts seconds from the same moment."""
+        start = time.time()
+        for number, places in self.places().items():
+            begin = start + self._ahead[number]
+            for place in places:
+                reference = self._workers[number].run.remote(place, iterations, begin)
+                self._running[reference] = place
+
+    def _clock_ahead(self, number: int) -> float:
+        """Seconds by which a worker's clock is ahead of this one: half a round trip of error."""
+        asked = time.time()
+        told = float(ray.get(self._workers[number].clock.remote()))  # pyright: ignore[reportArgumentType]  # of one actor
+        return told - (asked + time.time()) / 2
+
+    def watch(self, iterations: int, report: Callable[[IterationRecord], None]) -> None:
+        """Report finished iterations until all ranks are done.
+
+        Raises:
+            CompileError: the first cause, when one fails.
+        """
+        known, pending = 0, list(self._running)
+        while pending or known < iterations:
+            records = ray.get(self._board.records.remote(known, POLL_S))
+            for record in records:
+                report(record)
+            known += len(records)
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+            for reference in done:
+                try:
+                    ray.get(reference)
+                except RayError as error:
+                    raise self._cause(self._running[reference], error) from error
+
+    def events(self) -> list[Event]:
+        """What all workers did, by the end of each event."""
+        lists = ray.get([worker.events.remote() for worker in self._workers.values()])
+        return sorted((e for events in lists for e in events), key=lambda e: (e.end, e.group))
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Write every trained model, from its rank 0."""
+        saved: dict[str, Path] = {}
+        for model, node in self._job.graph.trainers().items():
+            device = self._job.program.group(node.name).devices_of(0)[0]
+            saved[model] = folder / model
+            path = str(saved[model].resolve())
+            ray.get(self._workers[device].save.remote((node.name, 0), path))
+        return saved
+
+    def _cause(self, place: Place, error: RayError) -> CompileError:
+        """The first failure that the board was told of, else that of the worker itself."""
+        told: tuple[Diagnostic, ...] = ray.get(self._board.failure.remote())
+        if told:
+            return CompileError(told)
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, CompileError):
+            return cause
+        node = self._job.graph.node(place[0])
+        what = "its process died" if isinstance(error, RayActorError) else f"{cause}"
+        message = f"the worker of `{place[0]}` rank {place[1]} is gone: {what}"
+        notes = tuple(line for line in str(error).splitlines() if line.strip())[:3]
+        return CompileError([Diagnostic("RG0609", message, node.span, notes=notes)])
+
+    def _close(self) -> None:
+        for actor in [*self._workers.values(), self._board]:
+            if actor is not None:
+                ray.kill(actor)
+        if self._placement is not None:
+            self._placement.remove()

@@ -1,0 +1,52 @@
+"""What of the user's code has to travel to the workers, and how."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from ray import cloudpickle
+
+from rlinf_graph.dsl.node import NodeDefinition, definitions
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.value import FunctionRef
+
+
+def used_definitions(graph: Graph) -> dict[str, NodeDefinition]:
+    """The definitions of the graph's node types that workers cannot import."""
+    used = {node.type: definitions[node.type] for node in graph.nodes}
+    return {k: d for k, d in used.items() if not d.kernel.__module__.startswith("rlinf_graph.")}
+
+
+@contextmanager
+def by_value(graph: Graph) -> Iterator[None]:
+    """Inside the block, functions of modules that are no installed packages are sent whole."""
+    modules = [module for module in _modules(graph) if not _installed(module)]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _modules(graph: Graph) -> list[ModuleType]:
+    names = {d.kernel.__module__ for d in used_definitions(graph).values()}
+    for node in graph.nodes:
+        for _name, value in node.options:
+            if isinstance(value, FunctionRef) and value.function is not None:
+                names.add(value.function.__module__)
+    return [sys.modules[name] for name in sorted(names) if name in sys.modules]
+
+
+def _installed(module: ModuleType) -> bool:
+    """Whether workers find the module too: it is built in, or lies with the packages."""
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.startswith("rlinf_graph."):
+        return True
+    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(file.startswith(root) for root in roots)

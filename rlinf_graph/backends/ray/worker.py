@@ -1,0 +1,102 @@
+"""A process that hosts the ranks placed on one device, or the host nodes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.failure import failed
+from rlinf_graph.backends.ray.process import RankProcess
+from rlinf_graph.dsl.node import NodeDefinition, definitions
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.program import Position, Program
+from rlinf_graph.ir.timeline import Event
+from rlinf_graph.nodes.plugins import load_plugins
+
+Place = tuple[str, int]
+"""A worker group's name and a rank of it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told."""
+
+    program: Program
+    graph: Graph
+    plan: Plan
+    cluster: Cluster
+    definitions: Mapping[str, NodeDefinition]
+    seed: int
+    initial: Mapping[str, str]
+
+
+class Worker:
+    """Runs one thread for each rank that it hosts; turns and channels order them."""
+
+    def __init__(self, job: Job, places: list[Place], board: Any) -> None:
+        """Load the engines of all ranks."""
+        load_plugins()
+        definitions.update(job.definitions)
+        self._job, self._board = job, board
+        self._registers: dict[str, Any] = {}
+        groups = [(job.program.group(name), rank) for name, rank in places]
+        cores = [len(group.devices_of(rank)) for group, rank in groups if group.devices]
+        torch.set_num_threads(max(1, *cores, 1))
+        self._engines = Engines(
+            job.graph, job.plan, job.cluster, groups, seed=job.seed, initial=job.initial
+        )
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+
+    def ready(self) -> tuple[str, int]:
+        """Where this process lives, once it has loaded: the id of its Ray node, and its own."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def clock(self) -> float:
+        """This machine's time, in seconds."""
+        return time.time()
+
+    def run(self, place: Place, iterations: range, start: float) -> None:
+        """Carry out a rank's list; `start` is when the run began by this worker's clock.
+
+        Raises:
+            CompileError: with the cause, which the board has been told.
+        """
+        group, rank = self._job.program.group(place[0]), place[1]
+        process = RankProcess(
+            self._job, group, rank, self._engines, self._registers, self._board, start
+        )
+        try:
+            process.run(iterations)
+        except CompileError as error:
+            ray.get(self._board.fail.remote(error.diagnostics))
+            raise
+        except Exception as error:
+            at = process.at or Position(iterations.start, rank)
+            named = failed(self._job.graph.node(group.name), at, error)
+            ray.get(self._board.fail.remote(named.diagnostics))
+            raise named from error
+        finally:
+            with self._lock:
+                self._events += process.events
+
+    def events(self) -> list[Event]:
+        """What this worker's ranks did, with seconds since the run began."""
+        return self._events
+
+    def save(self, place: Place, path: str) -> None:
+        """Write the model of a train node's rank."""
+        from pathlib import Path
+
+        self._engines.trainer(self._job.program.group(place[0]), place[1]).save(Path(path))

@@ -1,0 +1,78 @@
+"""One Ray cluster of two nodes for all tests here, and what a run must leave behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlinf_graph.backends.ray.run import Seat
+from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.cluster_file import load_cluster
+
+CORES = 4
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[list[str]]:
+    """Two Ray nodes with four processor cores each; their ids."""
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": CORES})
+    nodes.add_node(num_cpus=CORES)
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        yield [node["NodeID"] for node in ray.nodes()]
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.fixture
+def cores(tmp_path: Path) -> Callable[..., Cluster]:
+    """A cluster file of processor cores, read."""
+
+    def make(devices: int = 2, machines: int = 1) -> Cluster:
+        file = tmp_path / f"{machines}x{devices}.toml"
+        file.write_text(
+            f'name = "cores"\n[[node_group]]\nname = "cpu"\ndevice = "cpu-core"\n'
+            f"nodes = {machines}\ndevices_per_node = {devices}\ncpus = 2\nmemory_gb = 4\n"
+        )
+        return load_cluster(str(file))
+
+    return make
+
+
+@pytest.fixture
+def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
+    """Filled by a run with where its workers live; fails when the run leaves anything of itself."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    found: dict[int, Seat] = {}
+    yield found
+    assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
+    _until(lambda: ray.available_resources().get("CPU") == CORES * len(ray_nodes))
+    assert ray.util.list_named_actors(all_namespaces=True) == []
+    _until(lambda: not any(_alive(seat.process) for seat in found.values()))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _until(holds: Callable[[], Any]) -> None:
+    """Poll for at most ten seconds: Ray gives back asynchronously."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, "not within ten seconds"
+        time.sleep(0.05)  # between looks, not instead of one
