@@ -1,6 +1,6 @@
 """The whole way on this machine: plan, warm up, examine, reinforce, examine again.
 
-python demo/main.py [--seed S] [--iterations N] [--out FOLDER]
+python demo/main.py [--seed S] [--iterations N] [--backend ray|local] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     with progress("grpo", options.iterations) as report:
         done = run_compiled(
             grpo, iterations=options.iterations, folder=out, seed=options.seed, initial=warm,
-            report=report,
+            backend=options.backend, report=report,
         )  # fmt: skip
     trained = {"policy": str(out / "checkpoint" / "policy")}
     after = examine(out / "exam_after", options.seed, trained)
@@ -61,7 +61,7 @@ def main() -> None:
         "iterations": options.iterations,
         "estimated_iteration_s": estimate.iteration_s if estimate else None,
         "measured_iteration_s": done.iteration_s,
-        "backend": "local",
+        "backend": options.backend,
         "seed": options.seed,
     }
     write_summary(out, summary)
@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", choices=["ray", "local"], default="ray")
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     return parser.parse_args()

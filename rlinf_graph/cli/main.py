@@ -122,8 +122,8 @@ def run_command(
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:
         done = run_compiled(
-            compiled, iterations=iterations, folder=folder, seed=seed, backend=backend, address=address,
-            initial=_pairs(init), report=report,
+            compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
+            address=address,            initial=_pairs(init), report=report,
         )  # fmt: skip
     estimate = compiled.plan.estimate
     shown = f", estimated {estimate.iteration_s:.3g} s" if estimate else ""

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 building: ContextVar[Builder | None] = ContextVar("building", default=None)
 
+
+def current_builder() -> Builder | None:
+    """The builder of the pipeline that is being built, if one is."""
+    return building.get()
+
+
 _PACKAGE = str(Path(rlinf_graph.__file__).parent)
 
 

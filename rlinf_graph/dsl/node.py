@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 
-from rlinf_graph.dsl.builder import building, misuse, user_frame
+from rlinf_graph.dsl.builder import current_builder, misuse, user_frame
 from rlinf_graph.dsl.guard import guarded
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.ir.batch import Carried
@@ -167,6 +167,7 @@ def _class_kernel(cls: Any) -> Callable[..., Any]:
         instance = cls(**{k: v for k, v in arguments.items() if k in names})
         return run(instance, **{k: v for k, v in arguments.items() if k not in names})
 
+    kernel.__module__ = cls.__module__
     return kernel
 
 
@@ -189,7 +190,7 @@ def _recording(
 
     @functools.wraps(run)
     def call(*args: Any, **kwargs: Any) -> Any:
-        builder = building.get()
+        builder = current_builder()
         if builder is None:
             return run(*args, **kwargs)
         try:

@@ -54,6 +54,10 @@ class CompileError(Exception):
         self.diagnostics = tuple(diagnostics)
         super().__init__("\n\n".join(d.render() for d in self.diagnostics))
 
+    def __reduce__(self) -> tuple[type[CompileError], tuple[tuple[Diagnostic, ...]]]:
+        """Travel between processes with the diagnostics, not with their text."""
+        return CompileError, (self.diagnostics,)
+
 
 def fail(
     code: str,

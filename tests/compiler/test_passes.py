@@ -34,7 +34,7 @@ def unsound() -> None:
     rollouts = rl.rollout(policy, prompts, samples=1)
     advantages = rl.group_advantages(rl.verify(rollouts, right))
     rl.train(policy, rollouts, advantages)
-    rl.train(policy, rollouts, rl.verify(rollouts, right))  # pyright: ignore  # that is the mistake
+    rl.train(policy, rollouts, rl.verify(rollouts, right))  # the mistake
 
 
 @rl.pipeline

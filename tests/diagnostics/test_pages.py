@@ -16,6 +16,10 @@ LONGEST_PAGE = 75
 PASSING = (
     (re.compile(r"\b[0-9a-f]{16}\b"), "<hash>"),
     (re.compile(r"(?<=note: answer: ).*"), "<sampled>"),
+    (
+        re.compile(r"(?<=note: )(The actor died|\s*class_name|\s*actor_id|\s*pid|\s*name).*"),
+        "<ray>",
+    ),
 )
 ESTIMATES = re.compile(r"\d+(\.\d+)?(?= GB| s |$)|(?<= )\d+\.\d+(?=  |$)", re.MULTILINE)
 
@@ -30,9 +34,15 @@ def shown(error: CompileError, code: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("code", codes())
 def test_the_program_of_a_page_raises_it_and_the_mended_one_does_not(
-    code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, snapshot: SnapshotAssertion
+    code: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    snapshot: SnapshotAssertion,
+    request: pytest.FixtureRequest,
 ) -> None:
     wrong, mended = halves(code)
+    if "--backend ray" in page(code):
+        request.getfixturevalue("ray_nodes")
     assert wrong.blocks
     assert mended.blocks
     with pytest.raises(CompileError) as raised:

@@ -194,9 +194,7 @@ class Search:
     def _estimated(self, best: Simulated, bound: float, complete: bool) -> Simulated:
         proved = complete and bound >= best.seconds * (1 - SAME)
         profile = self.costs.profile.file if self.costs.profile else None
-        estimate = Estimate(
-            iteration_s=best.seconds, bound_s=bound, proved=proved, profile=profile
-        )
+        estimate = Estimate(iteration_s=best.seconds, bound_s=bound, proved=proved, profile=profile)
         plan = best.plan.model_copy(update={"estimate": estimate})
         return Simulated(best.candidate, plan, best.events, best.iterations, best.seconds)
 

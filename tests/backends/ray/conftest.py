@@ -15,22 +15,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
 
 CORES = 4
-
-
-@pytest.fixture(scope="session")
-def ray_nodes() -> Iterator[list[str]]:
-    """Two Ray nodes with four processor cores each; their ids."""
-    import ray
-    from ray.cluster_utils import Cluster as Nodes
-
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": CORES})
-    nodes.add_node(num_cpus=CORES)
-    ray.init(address=nodes.address, log_to_driver=False)
-    try:
-        yield [node["NodeID"] for node in ray.nodes()]
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
+"""Of each node of the Ray cluster in tests/conftest.py."""
 
 
 @pytest.fixture
