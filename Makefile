@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test lint setup lock clean
+.PHONY: help demo test plans lint setup lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: $(READY)  ## everything that must pass: linter, formatter, type checker, t
 	$(BIN)/pyright || failed="$$failed pyright"; \
 	$(BIN)/pytest || failed="$$failed pytest"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+plans: $(READY)  ## run every plan that the search enumerates on Ray (minutes)
+	@$(BIN)/pytest -m slow
 
 lint: $(READY)  ## linter, formatter and type checker only
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/pyright

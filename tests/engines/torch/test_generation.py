@@ -208,7 +208,7 @@ def test_chat_messages_go_through_the_template(make: Make, ask: Ask) -> None:
     assert engine.tokenize(messages) == engine.tokenize("1+1= = ")
     made = engine.generate(ask("2=", messages), SAMPLING, KEY, 0)
     assert made.prompt_lengths.tolist() == [2, 2, 2, 7, 7, 7]
-    assert made.prompts[3] == "1+1="
+    assert made.prompts[3] == messages
 
 
 def test_a_prompt_without_tokens_is_refused(make: Make, ask: Ask) -> None:
