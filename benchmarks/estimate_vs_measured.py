@@ -1,6 +1,6 @@
 """How far estimates are off: three plans, and what staleness gives, estimated and measured on Ray.
 
-    python benchmarks/estimate_vs_measured.py [--rounds N] [--iterations N] [--tokens N] [--json OUT]
+    python benchmarks/estimate_vs_measured.py [--rounds N] [--iterations N] [--json OUT]
 
 Profiles the pipeline of `benchmarks/plans` on this machine first. The plans then run interleaved,
 each in every round; figures are medians over all iterations but the first of each run.

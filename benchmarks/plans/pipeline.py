@@ -1,4 +1,4 @@
-"""GRPO with a reference on the demo's decoder: three device nodes, of which the balance can be set."""
+"""GRPO with a reference on the demo's decoder: three device nodes of adjustable balance."""
 
 import math
 
