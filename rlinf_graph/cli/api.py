@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlinf_graph.backends.capable import check_engines
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.output import RunFolder
 from rlinf_graph.compiler.compile import Compiled, accept_plan, compile_graph
@@ -98,10 +99,12 @@ def run_compiled(
         report: called with each finished iteration and its seconds.
 
     Raises:
-        CompileError: RG0606 for a backend that is not there, else the cause of a failure.
+        CompileError: RG0606 for a backend that is not there, RG0503 for a layout that an engine cannot
+            run, else the cause of a failure.
     """
     if backend not in BACKENDS:
         raise fail("RG0606", f"there is no backend `{backend}`", help=(suggest(backend, BACKENDS),))
+    check_engines(compiled.graph, compiled.plan)
     runner = importlib.import_module(BACKENDS[backend])
     more = {"address": address} if backend == "ray" else {}
     with RunFolder(folder) as out:
