@@ -99,8 +99,8 @@ def run_compiled(
         report: called with each finished iteration and its seconds.
 
     Raises:
-        CompileError: RG0606 for a backend that is not there, RG0503 for a layout that an engine cannot
-            run, else the cause of a failure.
+        CompileError: RG0606 for a backend that is not there, RG0503 for a layout that an engine
+            cannot run, else the cause of a failure.
     """
     if backend not in BACKENDS:
         raise fail("RG0606", f"there is no backend `{backend}`", help=(suggest(backend, BACKENDS),))

@@ -29,6 +29,9 @@ class ExplainFormat(StrEnum):
     JSON = "json"
 
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 and the number of the signal."""
+
 Target = Annotated[str, typer.Argument(metavar="FILE[:PIPELINE]", help="the pipeline's file")]
 ClusterOption = Annotated[
     str, typer.Option("--cluster", metavar="C", help="a TOML file, `local`, or such as 16xH100")
@@ -199,7 +202,7 @@ def detect_command(
 def main() -> NoReturn:
     """Run the command line; diagnostics go to stderr, and the exit status is 1."""
     try:
-        app(_with_explain_value(sys.argv[1:]), standalone_mode=False)
+        status = app(_with_explain_value(sys.argv[1:]), standalone_mode=False)
     except CompileError as error:
         print(error, file=sys.stderr)
         known = set(diagnostic.codes())
@@ -215,7 +218,9 @@ def main() -> NoReturn:
             usage.show()
             sys.exit(usage.exit_code)
         raise
-    sys.exit(0)
+    if status == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _with_explain_value(arguments: list[str]) -> list[str]:
