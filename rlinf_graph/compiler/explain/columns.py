@@ -51,11 +51,17 @@ def _cells(report: Report, row: Row, clock: Clock) -> list[str]:
     span = _span(row, clock)
     if row.folded:
         span, busy = "(<1%,", "folded)"
-    name = _branches(report.rows, row) + row.name + _remark(row)
+    name = branches(report.rows, row) + row.name + remark(row)
     memory = _memory(row.memory)
-    devices = row.devices if len(row.devices) <= LONGEST else f"{row.count:,} {per_device(report)}s"
+    devices = devices_text(report, row)
     return [str(row.number), name, devices, row.parallel, span, busy, memory,
             origin(row.origin)]  # fmt: skip
+
+
+def devices_text(report: Report, row: Row) -> str:
+    """The devices of a row, or how many they are."""
+    short = len(row.devices) <= LONGEST
+    return row.devices if short else f"{row.count:,} {per_device(report)}s"
 
 
 def per_device(report: Report) -> str:
@@ -68,7 +74,8 @@ def origin(text: str) -> str:
     return "assumed" if text == "declared default" else text
 
 
-def _remark(row: Row) -> str:
+def remark(row: Row) -> str:
+    """Behind a name: how often the node runs, and from where else it takes."""
     every = f", every {row.every}" if row.every > 1 else ""
     takes = f" ← {', '.join(map(str, row.takes))}" if row.takes else ""
     return every + takes
@@ -90,7 +97,7 @@ def _memory(memory: Memory | None) -> str:
     return f"{sign}{gigabytes(memory.needed)}/{gigabytes(memory.capacity)}"
 
 
-def _branches(rows: Sequence[Row], row: Row) -> str:
+def branches(rows: Sequence[Row], row: Row) -> str:
     """The lines of the tree left of a name."""
     if row.parent is None:
         return ""

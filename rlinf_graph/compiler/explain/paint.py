@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_lowercase
 
-from rlinf_graph.compiler.explain.report import Lane, Segment
+from rlinf_graph.compiler.explain.report import Lane
+from rlinf_graph.compiler.explain.segment import Segment
 
 SHADES = "█▓░▒"
 WEIGHTS, SWITCH, IDLE = "s", "~", " "

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rlinf_graph.compiler.explain.measured import Measured, Run
+from rlinf_graph.compiler.explain.segment import Kind, Segment
+
 FORMAT = 1
 
-Kind = Literal["work", "switch", "weights"]
 Limit = Literal["devices", "host", "latency", "mixed"]
 
 
@@ -88,6 +90,7 @@ class Row:
         chunks, micro_batch, optimizer_steps, recompute, offloaded: of its settings.
         folded: a host node of less than a hundredth of the iteration.
         origin: where its seconds come from.
+        measured: what it took in a run; None before one.
     """
 
     number: int
@@ -107,6 +110,7 @@ class Row:
     recompute: bool = False
     offloaded: bool = False
     folded: bool = False
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -119,16 +123,6 @@ class Feedback:
     staleness: int
     limit: int
     every: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a lane, in seconds from the window's start."""
-
-    node: str
-    kind: Kind
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True)
@@ -258,6 +252,7 @@ class Report:
         window_s: seconds of the iteration that `lanes` show; other than `seconds` only where
             iterations differ.
         search: None for a plan that was given.
+        run: what was measured; None before a run.
     """
 
     pipeline: str
@@ -277,6 +272,7 @@ class Report:
     assumptions: tuple[Assumption, ...]
     rejected: tuple[Rejected, ...] = ()
     search: SearchSummary | None = None
+    run: Run | None = None
 
     @property
     def samples_per_s(self) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from rlinf_graph.compiler.explain.report import Feedback, Kind, Memory, Row, Staleness, Times
+from rlinf_graph.compiler.explain.report import Feedback, Memory, Row, Staleness, Times
+from rlinf_graph.compiler.explain.segment import Kind
 from rlinf_graph.compiler.explain.steady import KIND, Steady, total
 from rlinf_graph.compiler.lower import cadence, is_host
 from rlinf_graph.ir.graph import Graph, Node
@@ -138,15 +140,32 @@ def sync_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
 
 
 def deliveries(steady: Steady, name: str, model: str) -> list[Event]:
-    """A node's events that take over a model's weights; they come in the order of its models."""
-    trained = steady.graph.trainers()
+    """A node's events that take over a model's weights."""
+    return delivered(steady.graph, steady.graph.node(name), steady.events_of(name), model)
+
+
+def delivered(graph: Graph, node: Node, events: Sequence[Event], model: str) -> list[Event]:
+    """Those of a rank's events in an iteration that take over a model's weights.
+
+    They come in the order of the node's models.
+    """
+    trained = graph.trainers()
     models = [
-        use.model
-        for use in steady.graph.node(name).models
-        if use.model in trained and use.port is not Port.FROZEN
+        use.model for use in node.models if use.model in trained and use.port is not Port.FROZEN
     ]
-    events = [event for event in steady.events_of(name) if event.kind == "sync"]
-    return [event for event, of in zip(events, models, strict=False) if of == model]
+    syncs = [event for event in events if event.kind == "sync"]
+    return [event for event, of in zip(syncs, models, strict=False) if of == model]
+
+
+def own_events(graph: Graph, node: Node, events: Sequence[Event]) -> list[Event]:
+    """A rank's events in an iteration without deliveries by a sync, which have a row."""
+    synced = [
+        event
+        for use in node.models
+        if use.port is Port.SERVED and use.model in graph.syncs()
+        for event in delivered(graph, node, events, use.model)
+    ]
+    return [event for event in events if event not in synced]
 
 
 def memory_of(steady: Steady, name: str) -> Memory:
@@ -187,15 +206,7 @@ def _host_row(steady: Steady, node: Node, number: int, parent: int | None) -> Ro
 
 
 def _times(steady: Steady, node: Node) -> Times:
-    """Deliveries by a sync have a row of their own."""
-    events = steady.events_of(node.name)
-    synced = [
-        event
-        for use in node.models
-        if use.port is Port.SERVED and use.model in steady.graph.syncs()
-        for event in deliveries(steady, node.name, use.model)
-    ]
-    own = [event for event in events if event not in synced]
+    own = own_events(steady.graph, node, steady.events_of(node.name))
     worked = [event for event in own if KIND.get(event.kind, "work") == "work"]
     parts: dict[Kind, float] = {}
     for event in own:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlinf_graph.compiler.cost import CostModel, NodeCost
-from rlinf_graph.compiler.explain.report import Kind, Lane, Segment
+from rlinf_graph.compiler.explain.report import Lane
+from rlinf_graph.compiler.explain.segment import Kind, Segment
 from rlinf_graph.compiler.lower import is_host
 from rlinf_graph.compiler.schedule.candidate import companions
 from rlinf_graph.compiler.schedule.memory import RESERVED
@@ -142,11 +143,7 @@ class Steady:
     @cached_property
     def blocks(self) -> list[tuple[int, ...]]:
         """Devices with the same nodes, those with the lowest number first; idle ones too."""
-        blocks: dict[tuple[str, ...], list[int]] = {}
-        for device in range(self.cluster.size):
-            names = tuple(x.node for x in self.plan.leaves() if device in x.devices)
-            blocks.setdefault((self.cluster.group_of(device).name, *names), []).append(device)
-        return [tuple(devices) for devices in blocks.values()]
+        return device_blocks(self.plan, self.cluster)
 
     @cached_property
     def lanes(self) -> list[Lane]:
@@ -191,6 +188,15 @@ class Steady:
             else:
                 made.append(segment)
         return tuple(made)
+
+
+def device_blocks(plan: Plan, cluster: Cluster) -> list[tuple[int, ...]]:
+    """Devices with the same nodes, those with the lowest number first; idle ones too."""
+    blocks: dict[tuple[str, ...], list[int]] = {}
+    for device in range(cluster.size):
+        names = tuple(leaf.node for leaf in plan.leaves() if device in leaf.devices)
+        blocks.setdefault((cluster.group_of(device).name, *names), []).append(device)
+    return [tuple(devices) for devices in blocks.values()]
 
 
 def total(parts: Iterable[tuple[str, float]]) -> float:

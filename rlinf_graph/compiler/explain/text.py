@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from math import inf
 
 from rlinf_graph.compiler.explain.columns import align, per_device, table_lines
+from rlinf_graph.compiler.explain.lines import BOLD, RED, YELLOW, colored, paragraph, wrapped
 from rlinf_graph.compiler.explain.paint import SWITCH, WEIGHTS, paint, symbols
 from rlinf_graph.compiler.explain.reasons import (
     SAME,
@@ -18,9 +19,6 @@ from rlinf_graph.compiler.explain.reasons import (
 )
 from rlinf_graph.compiler.explain.report import Lane, Rejected, Report
 from rlinf_graph.compiler.explain.units import Clock, gigabytes, percent, rate
-
-BOLD, RED, YELLOW, RESET = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
-INDENT = 12
 
 
 def render_text(report: Report, width: int = 100, color: bool = False) -> str:
@@ -38,8 +36,8 @@ def render_text(report: Report, width: int = 100, color: bool = False) -> str:
         [*_table(report, clock, width, color), *_below_table(report, words, width)],
         list(_timeline(report, words, width)),
         [
-            *_paragraph("bottleneck", words.bottleneck(report.bottleneck), width),
-            *_assumptions(report, width),
+            *paragraph("bottleneck", words.bottleneck(report.bottleneck), width),
+            *assumption_lines(report, width),
         ],
         list(_rejected(report, words, width)),
     ]
@@ -58,7 +56,7 @@ def _head(report: Report, clock: Clock, color: bool) -> Iterator[str]:
         f"{rate(report.samples_per_s)} samples/s",
         *_distinct(lags),
     ]
-    yield _colored(" · ".join(title), BOLD, color)
+    yield colored(" · ".join(title), BOLD, color)
     place = [report.cluster, f"mode: {report.mode}"]
     if report.mode not in ("collocated", "single"):
         place[1] += f" {report.layout}"
@@ -79,17 +77,17 @@ def _distinct(lags: list[str]) -> list[str]:
 
 def _notices(report: Report, width: int, color: bool) -> Iterator[str]:
     for text in warnings(report):
-        for line in _paragraph("warning", text, width):
-            yield _colored(line, RED, color)
+        for line in paragraph("warning", text, width):
+            yield colored(line, RED, color)
 
 
 def _table(report: Report, clock: Clock, width: int, color: bool) -> Iterator[str]:
     head, *lines = table_lines(report, clock, width)
-    yield _colored(head, BOLD, color)
+    yield colored(head, BOLD, color)
     for row, line in zip(report.rows, lines, strict=True):
         share = row.estimate.busy_s / report.seconds if report.seconds else 0.0
         tone = RED if share >= 0.5 else YELLOW if share >= 0.2 else ""
-        yield _colored(line, tone, color and bool(tone))
+        yield colored(line, tone, color and bool(tone))
 
 
 def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
@@ -102,10 +100,10 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
         yield f" feedback: {edge.source} ⇢ {to}   {edge.model}, staleness ≤ {edge.limit}{every}"
     for row in report.rows:
         if text := words.settings(row):
-            yield from _paragraph(f" {row.number} {row.name}:", text, width, indent=4)
+            yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
     takes = any(row.takes for row in report.rows)
     legend = "first..last: from beginning to end of a node's work for one iteration"
-    yield from _wrapped([legend, "← n: takes from row n, too"][: 1 + takes], width)
+    yield from wrapped([legend, "← n: takes from row n, too"][: 1 + takes], width)
 
 
 def _timeline(report: Report, words: Words, width: int) -> Iterator[str]:
@@ -123,7 +121,7 @@ def _timeline(report: Report, words: Words, width: int) -> Iterator[str]:
     legend += [f"{WEIGHTS} weights"] * ("weights" in kinds)
     legend += [f"{SWITCH} load, offload"] * ("switch" in kinds)
     yield f" one steady-state iteration, one column = {column}"
-    yield from _wrapped(legend, width)
+    yield from wrapped(legend, width)
     for lane, name, tail in zip(report.lanes, labels, tails, strict=True):
         drawn = paint(lane.segments, report.window_s, columns, marks)
         yield f" {name.ljust(label)} |{drawn}| {tail}"
@@ -146,14 +144,14 @@ def _tail(lane: Lane, report: Report) -> str:
     return f"{busy}, {gigabytes(lane.peak)}/{gigabytes(lane.capacity)} GB"
 
 
-def _assumptions(report: Report, width: int) -> Iterator[str]:
-    """Equal ones in one line."""
+def assumption_lines(report: Report, width: int) -> Iterator[str]:
+    """What nobody declared or measured; equal ones in one line."""
     by_text: dict[str, list[str]] = {}
     for made in report.assumptions:
         by_text.setdefault(assumption_text(made), []).append(made.node)
     for i, (text, nodes) in enumerate(by_text.items()):
         head = "assumed" if i == 0 else ""
-        yield from _paragraph(head, f"{', '.join(nodes)}: {text}", width)
+        yield from paragraph(head, f"{', '.join(nodes)}: {text}", width)
 
 
 def _rejected(report: Report, words: Words, width: int) -> Iterator[str]:
@@ -196,27 +194,3 @@ def _alternative(report: Report, other: Rejected, words: Words) -> list[str]:
     more = other.seconds / report.seconds - 1
     shown = "same" if abs(more) < SAME else f"{100 * more:+.1f}%"
     return [name, words.clock.number(other.seconds), shown, reason]
-
-
-def _paragraph(head: str, text: str, width: int, indent: int = INDENT) -> Iterator[str]:
-    """Text behind a head, wrapped under its own beginning."""
-    first = head.ljust(indent) if len(head) < indent else head + " "
-    yield from textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False
-    )
-
-
-def _wrapped(items: list[str], width: int) -> Iterator[str]:
-    """Items side by side, none of them broken."""
-    line = ""
-    for item in items:
-        if line and len(line) + 2 + len(item) >= width:
-            yield f" {line}"
-            line = ""
-        line = f"{line}  {item}" if line else item
-    if line:
-        yield f" {line}"
-
-
-def _colored(text: str, tone: str, color: bool) -> str:
-    return f"{tone}{text}{RESET}" if color else text

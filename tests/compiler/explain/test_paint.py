@@ -3,7 +3,8 @@
 import pytest
 
 from rlinf_graph.compiler.explain.paint import paint, symbols
-from rlinf_graph.compiler.explain.report import Lane, Segment
+from rlinf_graph.compiler.explain.report import Lane
+from rlinf_graph.compiler.explain.segment import Segment
 from rlinf_graph.compiler.explain.steady import covered
 
 
