@@ -31,6 +31,9 @@ def verdict(report: Report, run: Run, clock: Clock, width: int) -> Iterator[str]
     else:
         head = "slower" if more > 0 else "faster"
         text = f"by {clock.text(abs(more))} than estimated"
+        mean = run.period.mean - report.seconds
+        if abs(mean - more) >= NEAR * report.seconds:
+            text += f", in the mean by {_signed(mean, clock)}"
     changes = [
         (change, f"{_name(part)} {_signed(change, clock)}")
         for part in lane.parts
@@ -68,6 +71,8 @@ def lane_lines(run: Run, clock: Clock, width: int) -> Iterator[str]:
         yield line
         for note in notes.get(i, []):
             yield f"     {note}"
+    if any("handing over" in note for made in notes.values() for note in made):
+        yield " handing over: the inputs were there; they were sent or fetched, or a turn changed"
 
 
 def _waits(lane: MeasuredLane, clock: Clock) -> Iterator[str]:
@@ -94,7 +99,7 @@ def _reason(wait: Wait) -> str:
         case "room":
             return f"for {wait.node} to take what is there"
         case "handover":
-            return f"before {wait.node}, whose inputs were there (transfer, dispatch)"
+            return f"handing over to {wait.node}"
         case "idle":
             return "for no reason that is known"
         case "done":
