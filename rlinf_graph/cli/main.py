@@ -108,6 +108,9 @@ def run_command(
     profile: ProfileOption = None,
     init: InitOption = None,
     out: Annotated[Path | None, typer.Option(help="folder; runs/PIPELINE by default")] = None,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="print the plan with what was measured; write a trace")
+    ] = False,
 ) -> None:
     """Run a pipeline, by a plan or by the best one."""
     from rlinf_graph.cli.api import compile_pipeline, run_compiled
@@ -132,6 +135,14 @@ def run_command(
     shown = f", estimated {estimate.iteration_s:.3g} s" if estimate else ""
     print(f"{iterations} iterations in {done.seconds:.1f} s; "
           f"median {done.iteration_s:.3g} s{shown}; results in {folder}")  # fmt: skip
+    if analyze:
+        from rlinf_graph.cli.analysis import write_analysis
+        from rlinf_graph.compiler.explain import render_analysis
+
+        report = write_analysis(compiled, done, folder, backend)
+        print(f"\n{render_analysis(report, color=sys.stdout.isatty())}", end="")
+        print(f"written: analyze.txt, analyze.json and trace.json (ui.perfetto.dev) in {folder}",
+              file=sys.stderr)  # fmt: skip
 
 
 @app.command("profile")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from rlinf_graph.backends.local import run as local
 from rlinf_graph.backends.record import IterationRecord
+from rlinf_graph.cli import main
 from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.cli.trace import trace, write_trace
@@ -150,6 +152,26 @@ def test_arrows_begin_and_end_on_slices(made):
             for piece in slices
         )
     assert all(a["ts"] <= b["ts"] + 1e-3 for a, b in zip(starts, ends, strict=True))
+
+
+def test_run_prints_and_keeps_the_analysis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "two.toml").write_text(CLUSTER)
+    out = tmp_path / "out"
+    arguments = [
+        "run", str(PLANS / "pipeline.py"), "--plan", str(PLANS / "collocated.json"),
+        "--cluster", str(tmp_path / "two.toml"), "--iterations", "2", "--out", str(out),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["rlinf-graph", *arguments, "--analyze"])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 0
+    text = (out / "analyze.txt").read_text()
+    assert text in capsys.readouterr().out
+    assert "64 samples, all at 0; oldest 0, limit 0" in text
+    assert json.loads((out / "analyze.json").read_text())["run"]["iterations"] == 2
+    assert json.loads((out / "trace.json").read_text())["traceEvents"]
 
 
 def test_a_trace_that_cannot_be_written(done, tmp_path):
