@@ -29,8 +29,9 @@ class RunFolder:
             help_text = ("--out FOLDER",)
             message = f"cannot make the folder {path}: {error.strerror}"
             raise fail("RG0004", message, help=help_text) from None
-        for old in path.glob("events.out.tfevents.*"):
-            old.unlink()
+        for pattern in ("events.out.tfevents.*", "analyze.*", "trace.json"):
+            for old in path.glob(pattern):
+                old.unlink()
         self.path = path
         self.records: list[dict[str, Any]] = []
         self._metrics = (path / "metrics.jsonl").open("w")
