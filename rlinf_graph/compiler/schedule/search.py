@@ -82,7 +82,7 @@ class Search:
     graph: Graph
     cluster: Cluster
     costs: CostModel
-    limit_s: float = 20.0
+    limit_s: float = 8.0
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def run(self) -> Found:
