@@ -9,7 +9,8 @@ from rlinf_graph.backends.engines import Engines
 from rlinf_graph.dsl.model import Model
 from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir.batch import Batch
-from rlinf_graph.ir.batches import Examples
+from rlinf_graph.ir.batches import Examples, Rollouts
+from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.program import Position, WorkerGroup
 from rlinf_graph.ir.value import FunctionRef
@@ -54,7 +55,12 @@ class Rank:
         self.outputs = made if isinstance(made, tuple) else (made,)
 
     def accumulate(self, at: Position, metrics: Metrics) -> None:
-        """Forward and backward of the bound micro-batch."""
+        """Forward and backward of the bound micro-batch.
+
+        Raises:
+            CompileError: RG0305, for a sample that is staler than the pipeline allows.
+        """
+        self._refuse_stale(at)
         engine = self.trainer
         with executing(self._execution(at, metrics)):
             tokenized = {
@@ -63,6 +69,22 @@ class Rank:
             }
             loss = self.node.option("loss")
             self.weight += engine.accumulate(train_batch(tokenized), loss, metrics)
+
+    def _refuse_stale(self, at: Position) -> None:
+        sync = self._graph.syncs().get(self.node.models[0].model)
+        samples = self.bound["samples"]
+        if sync is None or not isinstance(samples, Rollouts) or not bool(samples.mask.any()):
+            return
+        oldest = int(samples.versions[samples.mask].min())
+        limit = sync.option("max_staleness")
+        if at.iteration - oldest > limit:
+            raise fail(
+                "RG0305",
+                f"a sample of version {oldest} came to `{self.node.name}` in iteration "
+                f"{at.iteration}: {at.iteration - oldest} iterations old, {limit} allowed",
+                self.node.span,
+                notes=(f"the bound stands at {sync.span}",),
+            )
 
     def optimizer_step(self, weight: float, metrics: Metrics) -> None:
         """Update with gradients that are already summed over ranks, as `weight` is."""
