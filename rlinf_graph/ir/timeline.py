@@ -46,12 +46,3 @@ def period(events: Sequence[Event], iterations: int) -> float:
     if settled == 0:
         return ends[-1]
     return (ends[-1] - ends[settled - 1]) / (iterations - settled)
-
-
-def busy(events: Sequence[Event], group: str, iteration: int, rank: int = 0) -> float:
-    """Seconds that a rank of a group worked in an iteration."""
-    return sum(
-        e.seconds
-        for e in events
-        if e.group == group and e.at.iteration == iteration and e.at.rank == rank
-    )

@@ -82,27 +82,25 @@ class Board:
         self._versions: dict[str, dict[int, Any]] = defaultdict(dict)
         self._keep = keep
         self._addresses: dict[str, str] = {}
-        self._waiting: dict[tuple[str, int], str] = {}
         self._failure: tuple[Diagnostic, ...] = ()
         self._records: list[IterationRecord] = []
         self._recorder = Recorder(sum(ranks.values()), self._records.append)
         self._changed = asyncio.Condition()
 
-    async def room(self, who: tuple[str, int], edge: str, iteration: int) -> None:
+    async def room(self, edge: str, iteration: int) -> None:
         """Wait until an edge takes samples of an iteration."""
         queue = self._queues[edge]
-        await self._until(lambda: queue.has_room(iteration), who, f"room in `{edge}`")
+        await self._until(lambda: queue.has_room(iteration))
 
     async def put(self, edge: str, iteration: int, rows: Rows, reference: Any) -> None:
         """Samples of an edge are there."""
         self._queues[edge].put(iteration, rows, reference)
         await self._notify()
 
-    async def get(self, who: tuple[str, int], edge: str, iteration: int, rows: Rows) -> list[Part]:
+    async def get(self, edge: str, iteration: int, rows: Rows) -> list[Part]:
         """Wait for samples of an edge; the parts that hold them."""
         queue = self._queues[edge]
-        what = f"samples of `{edge}`, iteration {iteration}"
-        await self._until(lambda: queue.has(iteration, rows), who, what)
+        await self._until(lambda: queue.has(iteration, rows))
         return [part for part in queue.parts[iteration] if np.isin(part[0], rows).any()]
 
     async def free(self, edge: str, iteration: int) -> None:
@@ -113,7 +111,7 @@ class Board:
     async def acquire(self, who: tuple[str, int], ring: str, position: int) -> None:
         """Wait for a turn."""
         state = self._rings[ring]
-        await self._until(lambda: state.may(position, who), who, f"its turn on {ring}")
+        await self._until(lambda: state.may(position, who))
         state.taken[who] += 1
 
     async def release(self, ring: str) -> None:
@@ -129,10 +127,10 @@ class Board:
             del kept[old]
         await self._notify()
 
-    async def weights(self, who: tuple[str, int], model: str, version: int) -> Any:
+    async def weights(self, model: str, version: int) -> Any:
         """Wait for a version of a model's weights."""
-        kept, what = self._versions[model], f"version {version} of `{model}`"
-        await self._until(lambda: version in kept, who, what)
+        kept = self._versions[model]
+        await self._until(lambda: version in kept)
         return kept[version]
 
     async def offer(self, group: str, address: str) -> None:
@@ -140,11 +138,10 @@ class Board:
         self._addresses[group] = address
         await self._notify()
 
-    async def meet(self, who: tuple[str, int]) -> str:
+    async def meet(self, group: str) -> str:
         """Wait for the address of rank 0 of one's group."""
-        known = self._addresses
-        await self._until(lambda: who[0] in known, who, "rank 0 to meet the others")
-        return known[who[0]]
+        await self._until(lambda: group in self._addresses)
+        return self._addresses[group]
 
     async def finish(self, iteration: int, metrics: Metrics, seen: Sightings) -> None:
         """A process is done with an iteration."""
@@ -162,7 +159,7 @@ class Board:
         """Finished iterations after the first `known`; waits for one, but not longer than that."""
         try:
             async with asyncio.timeout(timeout):
-                await self._until(lambda: len(self._records) > known, None, "")
+                await self._until(lambda: len(self._records) > known)
         except TimeoutError:
             return []
         return self._records[known:]
@@ -171,22 +168,10 @@ class Board:
         """Why the run failed; empty while it has not."""
         return self._failure
 
-    async def waiting(self) -> dict[tuple[str, int], str]:
-        """Which rank waits for what now."""
-        return dict(self._waiting)
-
-    async def _until(
-        self, ready: Callable[[], bool], who: tuple[str, int] | None, what: str
-    ) -> None:
+    async def _until(self, ready: Callable[[], bool]) -> None:
         """Wait for a condition; a failure of the run is raised instead."""
         async with self._changed:
-            if who is not None:
-                self._waiting[who] = what
-            try:
-                await self._changed.wait_for(lambda: bool(self._failure) or ready())
-            finally:
-                if who is not None:
-                    self._waiting.pop(who, None)
+            await self._changed.wait_for(lambda: bool(self._failure) or ready())
         if self._failure:
             raise CompileError(self._failure)
 

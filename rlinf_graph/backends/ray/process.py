@@ -121,7 +121,7 @@ class RankProcess:
 
     def _recv(self, recv: Recv, at: Position) -> None:
         rows = recv.select.rows(at, self._totals[recv.edge], self._group.ranks, self._job.seed)
-        parts = self._call("get", self._who, recv.edge, at.iteration, rows)
+        parts = self._call("get", recv.edge, at.iteration, rows)
         held = ray.get([reference for _rows, (reference,) in parts])
         batches = [wire.unpack(batch) for batch in held]
         self._rank.bound[recv.param] = _chosen([r for r, _ in parts], batches, rows)
@@ -129,7 +129,7 @@ class RankProcess:
     def _send(self, send: Send, at: Position) -> None:
         value: Batch = project(self._rank.outputs[send.output], send.field)
         self._seen.saw(self._group.name, at.iteration, value)
-        self._call("room", self._who, send.edge, at.iteration)
+        self._call("room", send.edge, at.iteration)
         rows = np.asarray(value.index.cpu(), dtype=np.int64)
         reference = ray.put(wire.pack(value))
         self._call("put", send.edge, at.iteration, rows, [reference])
@@ -146,7 +146,7 @@ class RankProcess:
         lacks = self._engines.lacks(self._group, self._number, awaited.model, version)
         found = None
         if version > first:
-            (found,) = self._call("weights", self._who, awaited.model, version)
+            (found,) = self._call("weights", awaited.model, version)
 
         def adopt() -> None:
             if found is not None and lacks:
@@ -164,7 +164,7 @@ class RankProcess:
             if self._number == 0:
                 address = free_address(ray.util.get_node_ip_address())
                 self._call("offer", self._group.name, address)
-            address = self._call("meet", self._who)
+            address = self._call("meet", self._group.name)
             self._peers = Ranks(self._number, self._group.ranks, address)
         return self._peers.sum(self._rank.trainer.gradients(), self._rank.weight)
 

@@ -99,6 +99,7 @@ def session(cluster: Cluster, address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Actors without GPUs keep the variables of their machine; Ray would warn about it otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
