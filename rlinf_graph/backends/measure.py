@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from rlinf_graph.backends.cores import on_cores
 from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.rank import Rank, project
-from rlinf_graph.backends.stopwatch import one_thread, timed, watched
+from rlinf_graph.backends.stopwatch import timed, watched
 from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch, Source, TokenBatch
@@ -66,7 +67,7 @@ def measure(
         CompileError: RG0607, with the cause, when the user's code or an engine fails.
     """
     group = cluster.group_of(0)
-    with one_thread(group.device.kind == "cpu"):
+    with on_cores(1 if group.device.kind == "cpu" else 0):
         bench = _Bench(graph, cluster, seed, initial or {}, report)
         for node in in_order(graph):
             bench.node(node)

@@ -57,17 +57,3 @@ def watched(engines: Mapping[str, Engine]) -> Iterator[list[Rollouts]]:
     finally:
         for engine in engines.values():
             del cast("Any", engine).generate
-
-
-@contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """One thread, where a device is a core: what a rank on one device has."""
-    import torch
-
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlinf_graph.backends.edges import Edges
 from rlinf_graph.backends.engines import Engines, Snapshot
 from rlinf_graph.backends.failure import failed
-from rlinf_graph.backends.local.edges import Edges
 from rlinf_graph.backends.rank import Rank, project
 from rlinf_graph.backends.record import Recorder
 from rlinf_graph.ir.diagnostic import CompileError

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlinf_graph.backends.cores import on_cores
 from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.local.machine import LocalMachine
 from rlinf_graph.backends.record import IterationRecord, Recorder
@@ -56,7 +56,7 @@ def run(
     Raises:
         CompileError: with the cause, when a node fails.
     """
-    with _threads_of(program, cluster):
+    with on_cores(_cores(program, cluster)):
         done = _run(program, graph, plan, cluster, iterations, seed, initial or {}, loaded, report)
         for model, node in graph.trainers().items():
             if checkpoints is None:
@@ -85,23 +85,13 @@ def _run(
     return LocalRun(events, machine)
 
 
-@contextmanager
-def _threads_of(program: Program, cluster: Cluster) -> Iterator[None]:
-    """As many threads as a rank has cores: what the plan counts on, and what others leave alone.
-
-    More threads than idle cores make every parallel region wait for the slowest.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    cores = [
-        len(group.devices_of(0))
-        for group in program.groups
-        if group.devices and cluster.group_of(group.devices[0]).device.kind == "cpu"
-    ]
-    if cores:
-        torch.set_num_threads(max(cores))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _cores(program: Program, cluster: Cluster) -> int:
+    """Of the widest rank on processor cores; 0 without one."""
+    return max(
+        (
+            len(group.devices_of(0))
+            for group in program.groups
+            if group.devices and cluster.group_of(group.devices[0]).device.kind == "cpu"
+        ),
+        default=0,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ Rows = NDArray[np.int64]
 Part = tuple[Rows, Any]
 """Sample indices, and a list with the reference of the batch that holds them."""
 
+Told = Mapping[int, Any]
+"""References of batches by their number on an edge, in lists."""
+
 
 class _Queue:
     """An edge: which samples of which iteration have arrived, and where they are."""
@@ -36,9 +39,13 @@ class _Queue:
     def has_room(self, iteration: int) -> bool:
         return iteration in self.parts or len(self.parts) < self.channel.capacity
 
+    def open(self, iteration: int) -> None:
+        self.parts.setdefault(iteration, [])
+        self.arrived.setdefault(iteration, set())
+
     def put(self, iteration: int, rows: Rows, reference: Any) -> None:
-        self.parts.setdefault(iteration, []).append((rows, reference))
-        self.arrived.setdefault(iteration, set()).update(rows.tolist())
+        self.parts[iteration].append((rows, reference))
+        self.arrived[iteration].update(rows.tolist())
 
     def has(self, iteration: int, rows: Rows) -> bool:
         return self.arrived.get(iteration, set()).issuperset(rows.tolist())
@@ -88,20 +95,22 @@ class Board:
         self._changed = asyncio.Condition()
 
     async def room(self, edge: str, iteration: int) -> None:
-        """Wait until an edge takes samples of an iteration."""
+        """Wait until an edge takes samples of an iteration; from then on its place is taken."""
         queue = self._queues[edge]
         await self._until(lambda: queue.has_room(iteration))
+        queue.open(iteration)
 
     async def put(self, edge: str, iteration: int, rows: Rows, reference: Any) -> None:
         """Samples of an edge are there."""
         self._queues[edge].put(iteration, rows, reference)
         await self._notify()
 
-    async def get(self, edge: str, iteration: int, rows: Rows) -> list[Part]:
-        """Wait for samples of an edge; the parts that hold them."""
+    async def get(self, edge: str, iteration: int, rows: Rows) -> Told:
+        """Wait for samples of an edge; the batches that hold them."""
         queue = self._queues[edge]
         await self._until(lambda: queue.has(iteration, rows))
-        return [part for part in queue.parts[iteration] if np.isin(part[0], rows).any()]
+        parts = enumerate(queue.parts[iteration])
+        return {number: held for number, (index, held) in parts if np.isin(index, rows).any()}
 
     async def free(self, edge: str, iteration: int) -> None:
         """A consumer is done with an iteration of an edge."""

@@ -6,16 +6,14 @@ import time
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.rank import Rank, project
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.allreduce import Ranks, free_address
+from rlinf_graph.backends.ray.mailbox import Line, Mailbox
 from rlinf_graph.backends.record import Sightings
-from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.interpreter import KINDS
 from rlinf_graph.ir.program import (
@@ -67,8 +65,10 @@ class RankProcess:
         self.events: list[Event] = []
         self._job, self._group, self._number = job, group, number
         self._who = (group.name, number)
-        self._engines, self._board, self._start = engines, board, start
+        self._engines, self._start = engines, start
         self._rank = Rank(job.graph, group, number, engines, registers, job.seed)
+        self._line = Line(board)
+        self._mailbox = Mailbox(self._line)
         self._totals = {c.edge: c.samples for c in job.program.channels}
         self._metrics, self._seen = Metrics(), Sightings()
         self._peers: Ranks | None = None
@@ -84,7 +84,8 @@ class RankProcess:
             for instruction, at in unroll(self._group.body, Position(iteration, self._number)):
                 self.at = at
                 self._step(instruction, at, iterations.start)
-            self._call("finish", iteration, self._metrics, self._seen)
+            self._line.settle()
+            self._line.ask("finish", iteration, self._metrics, self._seen)
 
     def _step(self, instruction: Instruction, at: Position, first: int) -> None:
         match instruction:
@@ -93,11 +94,11 @@ class RankProcess:
             case Send():
                 self._send(instruction, at)
             case Acquire(turn=turn, position=position):
-                self._call("acquire", self._who, turn, position)
+                self._line.ask("acquire", self._who, turn, position)
             case Release(turn=turn):
-                self._call("release", turn)
+                self._line.tell("release", turn)
             case Free(edge=edge):
-                self._call("free", edge, at.iteration)
+                self._mailbox.free(edge, at.iteration)
             case Publish(model=model):
                 self._publish(model, at.iteration + 1)
             case Await():
@@ -109,6 +110,7 @@ class RankProcess:
                 )
             case Run():
                 self._timed(instruction, at, lambda: self._rank.run(at, self._metrics))
+                self._mailbox.renew()
             case Accumulate():
                 self._timed(instruction, at, lambda: self._rank.accumulate(at, self._metrics))
             case Load() | Offload():
@@ -121,32 +123,26 @@ class RankProcess:
 
     def _recv(self, recv: Recv, at: Position) -> None:
         rows = recv.select.rows(at, self._totals[recv.edge], self._group.ranks, self._job.seed)
-        parts = self._call("get", recv.edge, at.iteration, rows)
-        held = ray.get([reference for _rows, (reference,) in parts])
-        batches = [wire.unpack(batch) for batch in held]
-        self._rank.bound[recv.param] = _chosen([r for r, _ in parts], batches, rows)
+        self._rank.bound[recv.param] = self._mailbox.take(recv.edge, at.iteration, rows)
 
     def _send(self, send: Send, at: Position) -> None:
         value: Batch = project(self._rank.outputs[send.output], send.field)
         self._seen.saw(self._group.name, at.iteration, value)
-        self._call("room", send.edge, at.iteration)
-        rows = np.asarray(value.index.cpu(), dtype=np.int64)
-        reference = ray.put(wire.pack(value))
-        self._call("put", send.edge, at.iteration, rows, [reference])
+        self._mailbox.put(send.edge, at.iteration, (send.output, send.field), value)
 
     def _publish(self, model: str, version: int) -> None:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
         if self._number == 0:
             weights = self._rank.trainer.weights().items()
             reference = ray.put([(name, wire.to_array(value)) for name, value in weights])
-            self._call("publish", model, version, [reference])
+            self._line.tell("publish", model, version, [reference])
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:
         version = max(first, awaited.version(at.iteration))
         lacks = self._engines.lacks(self._group, self._number, awaited.model, version)
         found = None
         if version > first:
-            (found,) = self._call("weights", awaited.model, version)
+            (found,) = self._line.ask("weights", awaited.model, version)
 
         def adopt() -> None:
             if found is not None and lacks:
@@ -163,8 +159,8 @@ class RankProcess:
         if self._peers is None:
             if self._number == 0:
                 address = free_address(ray.util.get_node_ip_address())
-                self._call("offer", self._group.name, address)
-            address = self._call("meet", self._group.name)
+                self._line.ask("offer", self._group.name, address)
+            address = self._line.ask("meet", self._group.name)
             self._peers = Ranks(self._number, self._group.ranks, address)
         return self._peers.sum(self._rank.trainer.gradients(), self._rank.weight)
 
@@ -174,16 +170,3 @@ class RankProcess:
         end = time.time() - self._start
         kind, devices = KINDS[type(instruction)], self._group.devices_of(self._number)
         self.events.append(Event(kind, self._group.name, at, devices, begin, end))
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        return ray.get(getattr(self._board, method).remote(*arguments))
-
-
-def _chosen(
-    indices: list[NDArray[np.int64]], batches: list[Batch], rows: NDArray[np.int64]
-) -> Batch:
-    """The samples with the wanted indices, in that order, out of the parts that hold them."""
-    merged = packed.concat(batches)
-    place = {int(index): i for i, index in enumerate(np.concatenate(indices))}
-    order = np.fromiter((place[int(row)] for row in rows), np.int64, len(rows))
-    return packed.select(merged, order)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 
+from rlinf_graph.backends.cores import use_cores
 from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.ray.process import RankProcess
@@ -52,7 +52,7 @@ class Worker:
         self._registers: dict[str, Any] = {}
         groups = [(job.program.group(name), rank) for name, rank in places]
         cores = [len(group.devices_of(rank)) for group, rank in groups if group.devices]
-        torch.set_num_threads(max(1, *cores, 1))
+        use_cores(max(cores, default=1))
         self._engines = Engines(
             job.graph, job.plan, job.cluster, groups, seed=job.seed, initial=job.initial
         )

@@ -26,6 +26,11 @@ class Edges:
         self._parts[edge, iteration].append((rows, batch))
         return rows
 
+    def has(self, edge: str, iteration: int, rows: Rows) -> bool:
+        """Whether all samples with these indices have been put."""
+        held = [index for index, _batch in self._parts.get((edge, iteration), [])]
+        return bool(held) and bool(np.isin(rows, np.concatenate(held)).all())
+
     def take(self, edge: str, iteration: int, rows: Rows) -> Batch:
         """The samples with these indices, in this order; all of them have been put.
 

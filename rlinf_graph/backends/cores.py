@@ -1,0 +1,44 @@
+"""How a process computes on processor cores: its threads and its memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MOST = 2**31 - 1
+KEEP = ((-1, MOST), (-4, 0), (-8, 1))
+"""mallopt(3): M_TRIM_THRESHOLD; no M_MMAP_MAX; one M_ARENA_MAX."""
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Compute with so many threads inside the block; 0 leaves everything as it is.
+
+    A rank has as many as its devices have cores: that is what the plan counts on, and what others
+    leave alone. More threads than idle cores make every parallel region wait for the slowest.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if count:
+        use_cores(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def use_cores(count: int) -> None:
+    """Compute with so many threads from now on, and keep the memory of freed tensors.
+
+    To get pages from the system again costs a third of a small model's forward pass, and how often
+    that happens depends on sizes and threads: times could not be told from one another. Where the
+    C library is not glibc, memory is handled as it was.
+    """
+    import torch
+
+    torch.set_num_threads(count)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, value in KEEP if mallopt else ():
+        mallopt(option, value)
