@@ -6,9 +6,12 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST = 2**31 - 1
-KEEP = ((-1, MOST), (-4, 0), (-8, 1))
-"""mallopt(3): M_TRIM_THRESHOLD; no M_MMAP_MAX; one M_ARENA_MAX."""
+KEEP = {
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_ARENA_MAX": (-8, 1),
+}
+"""Variables of a new process, options of mallopt(3), values: freed memory stays, in one heap."""
 
 
 @contextmanager
@@ -40,5 +43,10 @@ def use_cores(count: int) -> None:
 
     torch.set_num_threads(count)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in KEEP if mallopt else ():
+    for option, value in KEEP.values() if mallopt else ():
         mallopt(option, value)
+
+
+def variables() -> dict[str, str]:
+    """Of a process that is to keep its memory from its beginning, in all of its threads."""
+    return {name: str(value) for name, (_option, value) in KEEP.items()}

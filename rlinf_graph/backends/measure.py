@@ -5,7 +5,7 @@ Inputs are real: what a node puts out at its largest size is what its consumers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,47 +43,47 @@ LONGEST_S = 60.0
 """A size that would take longer than this once is left out, and the nodes after it get less."""
 
 START = Position(iteration=0, rank=0)
-Report = Callable[[Measurement], None]
 
 
 def measure(
     graph: Graph,
     cluster: Cluster,
     *,
+    device: int = 0,
     seed: int = 0,
     initial: Mapping[str, str] | None = None,
-    report: Report = lambda _made: None,
-) -> list[Measurement]:
-    """Measure every node of a graph on device 0 of a cluster.
+) -> Iterator[list[Measurement]]:
+    """Measure every node of a graph on a device of a cluster, in this process; node by node.
 
     Args:
         graph: after the passes.
         cluster: this machine's.
+        device: its number in the cluster.
         seed: of every random draw.
         initial: folders to load first weights from, by model, instead of the declared ones.
-        report: called with each measurement when it is there.
 
     Raises:
         CompileError: RG0607, with the cause, when the user's code or an engine fails.
     """
-    group = cluster.group_of(0)
+    group = cluster.group_of(device)
     with on_cores(1 if group.device.kind == "cpu" else 0):
-        bench = _Bench(graph, cluster, seed, initial or {}, report)
+        bench = _Bench(graph, cluster, device, seed, initial or {})
         for node in in_order(graph):
+            bench.made = []
             bench.node(node)
-    return bench.made
+            yield bench.made
 
 
 class _Bench:
     """All nodes on one device, and what they have put out."""
 
     def __init__(
-        self, graph: Graph, cluster: Cluster, seed: int, initial: Mapping[str, str], report: Report
+        self, graph: Graph, cluster: Cluster, device: int, seed: int, initial: Mapping[str, str]
     ) -> None:
-        self.graph, self.seed, self.report = graph, seed, report
+        self.graph, self.seed = graph, seed
         self.made: list[Measurement] = []
         nodes = [node for node in graph.nodes if node.role is not Role.SYNC]
-        leaves = tuple(Leaf(node=n.name, devices=(0,)) for n in nodes if not _is_host(n))
+        leaves = tuple(Leaf(node=n.name, devices=(device,)) for n in nodes if not _is_host(n))
         reference = PipelineRef(file="", name=graph.name)
         plan = Plan(pipeline=reference, placement=Turn(parts=leaves))
         self._groups = {n.name: WorkerGroup(n.name, 1, plan.devices(n.name), ()) for n in nodes}
@@ -126,7 +126,9 @@ class _Bench:
                 rank.accumulate(START, Metrics())
 
         seconds = timed(lambda: _step(rank), prepare)
-        self._keep(Measurement(node=node.name, kind="optimizer_step", samples=0, seconds=seconds))
+        self.made.append(
+            Measurement(node=node.name, kind="optimizer_step", samples=0, seconds=seconds)
+        )
 
     def _sync(self, node: Node) -> None:
         model, trainers = node.models[0].model, self.graph.trainers()
@@ -140,7 +142,7 @@ class _Bench:
             self._engines.adopt(group, 0, model, 1, copies)
 
         seconds = timed(deliver)
-        self._keep(Measurement(node=node.name, kind="sync", samples=0, seconds=seconds))
+        self.made.append(Measurement(node=node.name, kind="sync", samples=0, seconds=seconds))
 
     def _sizes(self, rank: Rank, kind: Kind, count: int) -> int:
         """Measure from small to large, as far as time allows; the largest size measured."""
@@ -171,7 +173,7 @@ class _Bench:
             with watched(self._engines.of(self._groups[node.name], 0)) as seen:
                 seconds = timed(lambda: rank.run(START, Metrics()))
             made = self._ran(rank, kind, samples or len(rank.outputs[0]), seconds, seen)
-        self._keep(made)
+        self.made.append(made)
         return made.median
 
     def _ran(
@@ -192,10 +194,6 @@ class _Bench:
                 "lengths": quantiles(answers.response_lengths.tolist()),
             }
         )
-
-    def _keep(self, made: Measurement) -> None:
-        self.made.append(made)
-        self.report(made)
 
     def _inputs(self, node: Node, samples: int) -> dict[str, Batch]:
         """The first samples of every input."""

@@ -42,6 +42,9 @@ SetOption = Annotated[
 PinOption = Annotated[
     list[str] | None, typer.Option("--pin", metavar="NODE=DEVICES", help="such as rollout=0-7")
 ]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="of a running Ray cluster to join")
+]
 ProfileOption = Annotated[
     Path | None,
     typer.Option("--profile", metavar="PROFILE", help="measurements, written by profile"),
@@ -100,7 +103,7 @@ def run_command(
     cluster: ClusterOption = "local",
     plan: Annotated[Path | None, typer.Option("--plan", help="written by compile -o")] = None,
     backend: Annotated[str, typer.Option(help="local: this process; ray: one a device")] = "local",
-    address: Annotated[str | None, typer.Option(help="of a running Ray cluster to join")] = None,
+    address: AddressOption = None,
     iterations: Annotated[int, typer.Option(min=1)] = 10,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     settings: SetOption = None,
@@ -129,7 +132,7 @@ def run_command(
     with progress(pipeline.name, iterations) as report:
         done = run_compiled(
             compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
-            address=address,            initial=_pairs(init), report=report,
+            address=address, initial=_pairs(init), report=report,
         )  # fmt: skip
     estimate = compiled.plan.estimate
     shown = f", estimated {estimate.iteration_s:.3g} s" if estimate else ""
@@ -156,6 +159,7 @@ def profile_command(
         Path | None,
         typer.Option("-o", "--output", metavar="PROFILE", help="runs/PIPELINE/profile.json"),
     ] = None,
+    address: AddressOption = None,
 ) -> None:
     """Measure a pipeline's nodes on this machine; compile and run take the file they leave."""
     from rlinf_graph.cli.loading import load_pipeline
@@ -164,7 +168,12 @@ def profile_command(
 
     pipeline, _others = load_pipeline(target)
     made = profile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), initial=_pairs(init), seed=seed
+        pipeline,
+        cluster,
+        parameters=_pairs(settings),
+        initial=_pairs(init),
+        seed=seed,
+        address=address,
     )
     path = write_profile(made.profile, output or Path("runs") / pipeline.name / "profile.json")
     print("\n".join(fit_lines(made.fits)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlinf_graph.backends.measure import measure
+from rlinf_graph.backends.ray.measure import measure_on_workers
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost import profile as profiles
 from rlinf_graph.compiler.cost.fit import Fitted, fit_all
@@ -36,9 +36,10 @@ def profile_pipeline(
     parameters: Mapping[str, Any] | None = None,
     initial: Mapping[str, str] | None = None,
     seed: int = 0,
+    address: str | None = None,
     report: Callable[[Measurement], None] = lambda _made: None,
 ) -> Profiled:
-    """Measure each node of a pipeline alone, at a few sizes, on this machine.
+    """Measure each node of a pipeline alone, at a few sizes, on all devices of a machine.
 
     Args:
         pipeline: whose nodes are measured.
@@ -46,6 +47,7 @@ def profile_pipeline(
         parameters: of the pipeline.
         initial: folders to load first weights from, by model.
         seed: of every random draw.
+        address: of a running Ray cluster; by default one is started here, and ended.
         report: called with each measurement.
 
     Raises:
@@ -56,7 +58,9 @@ def profile_pipeline(
     graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
     checked = run_passes(graph)
     costs = CostModel(checked, machines)
-    made = measure(checked, machines, seed=seed, initial=initial, report=report)
+    made = measure_on_workers(
+        checked, machines, seed=seed, initial=initial, address=address, report=report
+    )
     fits = tuple(fit_all(costs, made))
     profile = Profile(
         pipeline=checked.name,

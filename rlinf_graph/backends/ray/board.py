@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rlinf_graph.backends.edges import Rows
+from rlinf_graph.backends.ray.mailbox import Call
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.program import Channel, Program
 from rlinf_graph.nodes.metric import Metrics
 
-Rows = NDArray[np.int64]
 Part = tuple[Rows, Any]
 """Sample indices, and a list with the reference of the batch that holds them."""
-
-Told = Mapping[int, Any]
-"""References of batches by their number on an edge, in lists."""
 
 
 class _Queue:
@@ -49,6 +46,10 @@ class _Queue:
 
     def has(self, iteration: int, rows: Rows) -> bool:
         return self.arrived.get(iteration, set()).issuperset(rows.tolist())
+
+    def holding(self, iteration: int, rows: Rows) -> dict[int, Any]:
+        parts = enumerate(self.parts[iteration])
+        return {number: held for number, (index, held) in parts if np.isin(index, rows).any()}
 
     def free(self, iteration: int) -> None:
         self.freed[iteration] += 1
@@ -94,23 +95,32 @@ class Board:
         self._recorder = Recorder(sum(ranks.values()), self._records.append)
         self._changed = asyncio.Condition()
 
-    async def room(self, edge: str, iteration: int) -> None:
-        """Wait until an edge takes samples of an iteration; from then on its place is taken."""
-        queue = self._queues[edge]
-        await self._until(lambda: queue.has_room(iteration))
-        queue.open(iteration)
+    async def hear(self, told: Sequence[Call], question: Call | None = None) -> Any:
+        """Take in what a rank tells, in order, and answer its question."""
+        for method, arguments in told:
+            await getattr(self, method)(*arguments)
+        if question is None:
+            return None
+        method, arguments = question
+        return await getattr(self, method)(*arguments)
+
+    async def room(self, iteration: int, edges: Sequence[str]) -> None:
+        """Wait until edges take samples of an iteration; from then on their places are taken."""
+        queues = [self._queues[edge] for edge in edges]
+        await self._until(lambda: all(queue.has_room(iteration) for queue in queues))
+        for queue in queues:
+            queue.open(iteration)
 
     async def put(self, edge: str, iteration: int, rows: Rows, reference: Any) -> None:
         """Samples of an edge are there."""
         self._queues[edge].put(iteration, rows, reference)
         await self._notify()
 
-    async def get(self, edge: str, iteration: int, rows: Rows) -> Told:
-        """Wait for samples of an edge; the batches that hold them."""
-        queue = self._queues[edge]
-        await self._until(lambda: queue.has(iteration, rows))
-        parts = enumerate(queue.parts[iteration])
-        return {number: held for number, (index, held) in parts if np.isin(index, rows).any()}
+    async def get(self, iteration: int, wanted: Mapping[str, Rows]) -> dict[str, dict[int, Any]]:
+        """Wait for samples of some edges; by edge and number, the batches that hold them."""
+        queues = [(self._queues[edge], rows) for edge, rows in wanted.items()]
+        await self._until(lambda: all(queue.has(iteration, rows) for queue, rows in queues))
+        return {edge: self._queues[edge].holding(iteration, rows) for edge, rows in wanted.items()}
 
     async def free(self, edge: str, iteration: int) -> None:
         """A consumer is done with an iteration of an edge."""

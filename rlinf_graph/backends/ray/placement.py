@@ -8,6 +8,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlinf_graph.backends.cores import variables
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import CompileError, fail
 
@@ -37,8 +38,20 @@ class Placement:
             self.remove()
             raise
 
-    def strategy(self, device: int) -> PlacementGroupSchedulingStrategy:
-        """Where the worker of a device goes."""
+    def options(self, device: int) -> dict[str, Any]:
+        """Of the actor that is a device's worker."""
+        group = self._cluster.group_of(device)
+        need = resources(group)
+        options: dict[str, Any] = {
+            "num_cpus": need.get("CPU", 0),
+            "num_gpus": need.get("GPU", 0),
+            "scheduling_strategy": self._strategy(device),
+        }
+        if group.device.kind == "cpu":
+            options["runtime_env"] = {"env_vars": variables()}
+        return options
+
+    def _strategy(self, device: int) -> PlacementGroupSchedulingStrategy:
         first = machine = 0
         for group in self._cluster.groups:
             if device < first + group.size:

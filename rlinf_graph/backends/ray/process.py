@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -81,18 +82,26 @@ class RankProcess:
         """
         for iteration in iterations:
             self._metrics, self._seen = Metrics(), Sightings()
-            for instruction, at in unroll(self._group.body, Position(iteration, self._number)):
-                self.at = at
-                self._step(instruction, at, iterations.start)
-            self._line.settle()
-            self._line.ask("finish", iteration, self._metrics, self._seen)
+            listed = unroll(self._group.body, Position(iteration, self._number))
+            for kind, steps in groupby(listed, key=lambda step: type(step[0])):
+                self._steps(kind, list(steps), iterations.start)
+            self._line.tell("finish", iteration, self._metrics, self._seen)
+        self._line.flush()
+        self._line.settle()
+
+    def _steps(self, kind: type, steps: list[tuple[Any, Position]], first: int) -> None:
+        """Instructions of a kind that follow one another; batches come and go together."""
+        self.at = steps[0][1]
+        if kind is Recv:
+            self._recv(steps)
+        elif kind is Send:
+            self._send(steps)
+        else:
+            for instruction, self.at in steps:
+                self._step(instruction, self.at, first)
 
     def _step(self, instruction: Instruction, at: Position, first: int) -> None:
         match instruction:
-            case Recv():
-                self._recv(instruction, at)
-            case Send():
-                self._send(instruction, at)
             case Acquire(turn=turn, position=position):
                 self._line.ask("acquire", self._who, turn, position)
             case Release(turn=turn):
@@ -121,14 +130,24 @@ class RankProcess:
             case _:
                 raise TypeError(f"{instruction} is no single instruction")
 
-    def _recv(self, recv: Recv, at: Position) -> None:
-        rows = recv.select.rows(at, self._totals[recv.edge], self._group.ranks, self._job.seed)
-        self._rank.bound[recv.param] = self._mailbox.take(recv.edge, at.iteration, rows)
+    def _recv(self, steps: list[tuple[Recv, Position]]) -> None:
+        wanted = {
+            recv: recv.select.rows(at, self._totals[recv.edge], self._group.ranks, self._job.seed)
+            for recv, at in steps
+        }
+        iteration = steps[0][1].iteration
+        self._mailbox.wait(iteration, {recv.edge: rows for recv, rows in wanted.items()})
+        for recv, rows in wanted.items():
+            self._rank.bound[recv.param] = self._mailbox.take(recv.edge, iteration, rows)
 
-    def _send(self, send: Send, at: Position) -> None:
-        value: Batch = project(self._rank.outputs[send.output], send.field)
-        self._seen.saw(self._group.name, at.iteration, value)
-        self._mailbox.put(send.edge, at.iteration, (send.output, send.field), value)
+    def _send(self, steps: list[tuple[Send, Position]]) -> None:
+        iteration = steps[0][1].iteration
+        self._mailbox.open(iteration, [send.edge for send, _at in steps])
+        for send, _at in steps:
+            value: Batch = project(self._rank.outputs[send.output], send.field)
+            output = send.output, send.field
+            if self._mailbox.put(send.edge, iteration, output, value):
+                self._seen.saw(self._group.name, iteration, value)
 
     def _publish(self, model: str, version: int) -> None:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
@@ -165,6 +184,7 @@ class RankProcess:
         return self._peers.sum(self._rank.trainer.gradients(), self._rank.weight)
 
     def _timed(self, instruction: Instruction, at: Position, work: Any) -> None:
+        self._line.flush()
         begin = time.time() - self._start
         work()
         end = time.time() - self._start

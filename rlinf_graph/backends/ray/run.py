@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rlinf_graph.backends.ray.board import Board
-from rlinf_graph.backends.ray.placement import Placement, resources
+from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
 from rlinf_graph.backends.ray.worker import Job, Place, Worker
 from rlinf_graph.backends.record import IterationRecord
@@ -144,20 +144,10 @@ class _Crew:
         shipped = ray.put(job)
         worker = ray.remote(Worker)
         for number, places in self.places().items():
-            threads = {"max_concurrency": len(places) + 4, "num_cpus": 0}
-            options = threads if number == HOST else threads | self._on(number)
+            options: dict[str, Any] = {"max_concurrency": len(places) + 4, "num_cpus": 0}
+            if number != HOST:
+                options |= self._placement.options(number)
             self._workers[number] = worker.options(**options).remote(shipped, places, self._board)
-
-    def _on(self, device: int) -> dict[str, Any]:
-        if self._placement is None:
-            raise RuntimeError("no placement")
-        group = self._job.cluster.group_of(device)
-        need = resources(group)
-        return {
-            "num_cpus": need.get("CPU", 0),
-            "num_gpus": need.get("GPU", 0),
-            "scheduling_strategy": self._placement.strategy(device),
-        }
 
     def places(self) -> dict[int, list[Place]]:
         """The ranks of each worker: a rank lives with its first device."""

@@ -21,6 +21,11 @@ from rlinf_graph.nodes.engine import Outputs
 PASS_TOKENS = 8192
 """Tokens, padding included, of a forward pass without gradients: bounds the memory of logits."""
 
+MOST_PADDING = 0.1
+"""Of a pass of `SMALL_PASS` tokens; a pass costs something of its own."""
+
+SMALL_PASS = 1024
+
 
 def within(lengths: Tensor, width: int | None = None) -> Tensor:
     """bool `(n, width)`: whether a position of a padded matrix belongs to its row's sequence."""
@@ -157,14 +162,22 @@ def scores(model: Scalar, sequences: list[list[int]], device: torch.device) -> T
 
 
 def passes(lengths: Tensor) -> Iterator[Tensor]:
-    """Rows of like length together, at most `PASS_TOKENS` with padding or a single row."""
+    """Rows of like length together: at most `PASS_TOKENS` with padding, or a single row.
+
+    A pass ends before padding takes more than `MOST_PADDING` of it, unless it is a small one.
+    """
     order = lengths.argsort(stable=True)
     ordered = lengths[order].tolist()
-    start = 0
-    for end in range(1, len(ordered) + 1):
-        if end == len(ordered) or (end + 1 - start) * ordered[end] > PASS_TOKENS:
+    start, tokens = 0, 0
+    for end, length in enumerate(ordered):
+        whole = (end + 1 - start) * length
+        wasted = whole - tokens - length > MOST_PADDING * whole and tokens >= SMALL_PASS
+        if end > start and (whole > PASS_TOKENS or wasted):
             yield order[start:end]
-            start = end
+            start, tokens = end, 0
+        tokens += length
+    if len(ordered):
+        yield order[start:]
 
 
 def _by_length(
