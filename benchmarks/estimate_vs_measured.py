@@ -2,8 +2,10 @@
 
     python benchmarks/estimate_vs_measured.py [--rounds N] [--iterations N] [--json OUT]
 
-Profiles the pipeline of `benchmarks/plans` on this machine first. The plans then run interleaved,
-each in every round; figures are medians over all iterations but the first of each run.
+In every round the pipeline of `benchmarks/plans` is profiled, and then each plan runs, one after
+another: `collocated`, `disaggregated` and `hybrid`; and with other sizes, for which the two sides
+take about the same time, `fresh` and `stale`, which differ in staleness only. An estimate is the
+median over the profiles; a measurement that over all iterations but the first of each run.
 """
 
 from __future__ import annotations
@@ -11,96 +13,125 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 from rlinf_graph.cli.api import compile_pipeline, run_compiled
 from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.cli.profiling import profile_pipeline
 from rlinf_graph.compiler.compile import Compiled
+from rlinf_graph.compiler.cost.profile import Profile, versions_here
 from rlinf_graph.compiler.explain import explain
 from rlinf_graph.ir import plan as plans
+from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
 
 PLANS = Path(__file__).parent / "plans"
-NAMES = ("collocated", "disaggregated", "hybrid", "fresh", "stale")
+MODES = ("collocated", "disaggregated", "hybrid")
+BALANCED = ("fresh", "stale")
+SIZES: dict[tuple[str, ...], dict[str, Any]] = {
+    MODES: {"batch": 64, "tokens": 24, "max_staleness": 1},
+    BALANCED: {"batch": 8, "tokens": 56, "max_staleness": 1},
+}
+KINDS = ("roofline", "profiled")
+
+
+@dataclass
+class Plan:
+    """What was found out about a plan: seconds of an iteration.
+
+    Attributes:
+        estimated: by kind, one for each round.
+        measured: of every iteration that counts.
+    """
+
+    estimated: dict[str, list[float]] = field(
+        default_factory=lambda: defaultdict[str, list[float]](list)
+    )
+    measured: list[float] = field(default_factory=list[float])
+
+    def estimate(self, kind: str) -> float:
+        """The median over the rounds."""
+        return median(self.estimated[kind])
 
 
 def main() -> None:
     """Profile, estimate, run, compare."""
-    options = arguments()
-    pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
     cluster = load_cluster("2xcpu")
-    parameters: dict[str, Any] = {"tokens": options.tokens, "max_staleness": 1}
-    profile = profile_pipeline(pipeline, cluster, parameters=parameters).profile
-    ready: dict[str, Compiled] = {}
-    estimates: dict[str, dict[str, float]] = {}
-    for name in NAMES:
-        given = plans.loads((PLANS / f"{name}.json").read_text(), name)
-        compiled = [
-            compile_pipeline(pipeline, cluster, plan=given, parameters=parameters, profile=used)
-            for used in (None, profile)
-        ]
-        ready[name] = compiled[1]
-        roofline, profiled = (explain(c).seconds for c in compiled)
-        estimates[name] = {"roofline": roofline, "profiled": profiled}
-    measured = run_all(ready, options.rounds, options.iterations)
-    result = compare(estimates, measured)
+    found: dict[str, Plan] = defaultdict(Plan)
+    for _round in range(options.rounds):
+        for names, sizes in SIZES.items():
+            for name, compiled, estimates in prepared(names, sizes, cluster):
+                for kind, seconds in estimates.items():
+                    found[name].estimated[kind].append(seconds)
+                found[name].measured += measured(compiled, options.iterations)
+    result = compare(found)
     print(text(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+def prepared(
+    names: tuple[str, ...], sizes: dict[str, Any], cluster: Cluster
+) -> Iterator[tuple[str, Compiled, dict[str, float]]]:
+    """Each plan, compiled with a fresh profile, and its estimates by kind."""
+    pipeline, _others = load_pipeline(str(PLANS / "pipeline.py"))
+    profile = profile_pipeline(pipeline, cluster, parameters=sizes).profile
+    used: dict[str, Profile | None] = {"roofline": None, "profiled": profile}
+    for name in names:
+        given = plans.loads((PLANS / f"{name}.json").read_text(), name)
+        compiled = {
+            kind: compile_pipeline(pipeline, cluster, plan=given, parameters=sizes, profile=by)
+            for kind, by in used.items()
+        }
+        yield name, compiled["profiled"], {k: explain(c).seconds for k, c in compiled.items()}
 
 
-def run_all(ready: dict[str, Compiled], rounds: int, iterations: int) -> dict[str, list[float]]:
-    """Seconds of every iteration but the first of each run, by plan."""
-    found: dict[str, list[float]] = {name: [] for name in ready}
+def measured(compiled: Compiled, iterations: int) -> list[float]:
+    """Seconds of every iteration of a run but the first."""
     with tempfile.TemporaryDirectory() as folder:
-        for _round in range(rounds):
-            for name, compiled in ready.items():
-                done = run_compiled(
-                    compiled, iterations=iterations, folder=Path(folder) / name, backend="ray"
-                )
-                found[name] += [record["seconds"] for record in done.records[1:]]
-    return found
+        done = run_compiled(compiled, iterations=iterations, folder=Path(folder), backend="ray")
+    return [record["seconds"] for record in done.records[1:]]
 
 
-def compare(
-    estimates: dict[str, dict[str, float]], measured: dict[str, list[float]]
-) -> dict[str, Any]:
+def compare(found: dict[str, Plan]) -> dict[str, Any]:
     """Medians, spreads and ratios."""
-    plans_found = [
+    rows = [
         {
             "plan": name,
-            "estimated_s": estimates[name],
-            "measured_median_s": statistics.median(seconds),
-            "measured_quartiles_s": statistics.quantiles(seconds, n=4),
-            "iterations": len(seconds),
-            "ratios": {k: v / statistics.median(seconds) for k, v in estimates[name].items()},
-            "seconds": seconds,
+            "iterations": len(plan.measured),
+            "estimated_s": {kind: plan.estimate(kind) for kind in KINDS},
+            "measured_median_s": median(plan.measured),
+            "measured_quartiles_s": quantiles(plan.measured, n=4),
+            "ratios": {kind: plan.estimate(kind) / median(plan.measured) for kind in KINDS},
+            "estimates_s": plan.estimated,
+            "seconds": plan.measured,
         }
-        for name, seconds in measured.items()
+        for name, plan in found.items()
     ]
-    gain = {
-        kind: estimates["fresh"][kind] / estimates["stale"][kind]
-        for kind in ("roofline", "profiled")
-    }
-    really = statistics.median(measured["fresh"]) / statistics.median(measured["stale"])
+    fresh, stale = (found[name] for name in BALANCED)
+    gained = median(fresh.measured) / median(stale.measured)
+    estimated = {kind: fresh.estimate(kind) / stale.estimate(kind) for kind in KINDS}
     return {
         "date": datetime.date.today().isoformat(),
-        "plans": plans_found,
-        "staleness_1_speedup": {"estimated": gain, "measured": really},
+        "versions": versions_here(),
+        "sizes": {" ".join(names): sizes for names, sizes in SIZES.items()},
+        "plans": rows,
+        "staleness_1_speedup": {
+            "measured": gained,
+            "estimated": estimated,
+            "ratios": {kind: seconds / gained for kind, seconds in estimated.items()},
+        },
     }
 
 
@@ -117,8 +148,8 @@ def text(result: dict[str, Any]) -> str:
         )
     speed = result["staleness_1_speedup"]
     lines.append(
-        f"staleness 1 against 0: estimated {speed['estimated']['profiled']:.2f} ×, "
-        f"measured {speed['measured']:.2f} ×"
+        f"stale against fresh: {speed['measured']:.2f} × as fast, estimated "
+        f"{speed['estimated']['profiled']:.2f} ×; ratio {speed['ratios']['profiled']:.2f}"
     )
     return "\n".join(lines)
 

@@ -43,8 +43,9 @@ def use_cores(count: int) -> None:
 
     torch.set_num_threads(count)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in KEEP.values() if mallopt else ():
-        mallopt(option, value)
+    if mallopt is not None:
+        for option, value in KEEP.values():
+            mallopt(option, value)
 
 
 def variables() -> dict[str, str]:
