@@ -119,7 +119,7 @@ def run_command(
     from rlinf_graph.cli.api import compile_pipeline, run_compiled
     from rlinf_graph.cli.loading import load_pipeline
     from rlinf_graph.cli.profile_file import read_profile
-    from rlinf_graph.cli.progress import progress
+    from rlinf_graph.cli.progress import pace, progress
     from rlinf_graph.ir import plan as plans
 
     pipeline, _others = load_pipeline(target)
@@ -134,10 +134,8 @@ def run_command(
             compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
             address=address, initial=_pairs(init), report=report,
         )  # fmt: skip
-    estimate = compiled.plan.estimate
-    shown = f", estimated {estimate.iteration_s:.3g} s" if estimate else ""
     print(f"{iterations} iterations in {done.seconds:.1f} s; "
-          f"median {done.iteration_s:.3g} s{shown}; results in {folder}")  # fmt: skip
+          f"{pace(compiled.plan, done.iteration_s, backend)}; results in {folder}")  # fmt: skip
     if analyze:
         from rlinf_graph.cli.analysis import write_analysis
         from rlinf_graph.compiler.explain import render_analysis

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.api import Report
+from rlinf_graph.ir.plan import Plan
 
 SHOWN = (
     ("reward/mean", "reward"),
@@ -38,6 +39,15 @@ def progress(name: str, iterations: int) -> Iterator[Report]:
             bar.update(task, advance=1, shown=_shown(record, seconds))
 
         yield report
+
+
+def pace(plan: Plan, seconds: float, backend: str) -> str:
+    """The median iteration, beside the estimate where the run did what that is of."""
+    devices = len({device for leaf in plan.leaves() for device in leaf.devices})
+    if backend == "local" and devices > 1:
+        return f"median {seconds:.3g} s, one process doing the work of {devices} devices"
+    shown = f", estimated {plan.estimate.iteration_s:.3g} s" if plan.estimate else ""
+    return f"median {seconds:.3g} s{shown}"
 
 
 def _lines(name: str, iterations: int) -> Report:

@@ -18,7 +18,7 @@ from rlinf_graph.compiler.explain.paint import SWITCH, WEIGHTS, paint, symbols
 from rlinf_graph.compiler.explain.reasons import brief_names
 from rlinf_graph.compiler.explain.report import Lane, Report, Row
 from rlinf_graph.compiler.explain.steady import FOLD
-from rlinf_graph.compiler.explain.text import assumption_lines
+from rlinf_graph.compiler.explain.text import assumption_lines, profile_legend
 from rlinf_graph.compiler.explain.units import Clock, percent, rate
 
 UNEVEN = 1.5
@@ -133,7 +133,7 @@ def _below_table(report: Report, run: Run, clock: Clock, width: int) -> Iterator
         legend.append("*: ran in the first iteration only")
     if any(row.measured is None for row in report.rows):
         legend.append("-: did not run")
-    yield from wrapped(legend, width)
+    yield from wrapped([*legend, *profile_legend(report)], width)
 
 
 def _uneven(found: Measured, run: Run, clock: Clock) -> str:

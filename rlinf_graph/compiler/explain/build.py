@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlinf_graph.compiler.compile import Compiled
+from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.explain.assumptions import assumptions_of
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck, unfolded
 from rlinf_graph.compiler.explain.rejected import layout_text, rejected_plans, summary
@@ -42,6 +43,7 @@ def explain(compiled: Compiled) -> Report:
         assumptions=assumptions_of(steady),
         rejected=rejected_plans(steady, found) if found else (),
         search=summary(found) if found else None,
+        profile=_profile(compiled.costs.profile),
     )
 
 
@@ -55,6 +57,10 @@ def steady_state(compiled: Compiled) -> Steady:
     iterations = 4 + 4 * lag
     events = simulate(compiled.program, graph, plan, cluster, costs, iterations)
     return Steady(graph, cluster, plan, costs, events, iterations, period(events, iterations))
+
+
+def _profile(profile: Profile | None) -> str:
+    return f"{profile.file or 'measured here'}, {profile.date[:10]}" if profile else ""
 
 
 def _samples(graph: Graph) -> int:

@@ -252,6 +252,7 @@ class Report:
         window_s: seconds of the iteration that `lanes` show; other than `seconds` only where
             iterations differ.
         search: None for a plan that was given.
+        profile: the file that rows from `profiled` go by, and its date; empty where there is none.
         run: what was measured; None before a run.
     """
 
@@ -272,6 +273,7 @@ class Report:
     assumptions: tuple[Assumption, ...]
     rejected: tuple[Rejected, ...] = ()
     search: SearchSummary | None = None
+    profile: str = ""
     run: Run | None = None
 
     @property

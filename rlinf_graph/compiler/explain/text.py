@@ -101,9 +101,14 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
     for row in report.rows:
         if text := words.settings(row):
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
-    takes = any(row.takes for row in report.rows)
-    legend = "first..last: from beginning to end of a node's work for one iteration"
-    yield from wrapped([legend, "← n: takes from row n, too"][: 1 + takes], width)
+    legend = ["first..last: from beginning to end of a node's work for one iteration"]
+    legend += ["← n: takes from row n, too"] * any(row.takes for row in report.rows)
+    yield from wrapped([*legend, *profile_legend(report)], width)
+
+
+def profile_legend(report: Report) -> list[str]:
+    """Where profiled rows come from."""
+    return [f"profiled: {report.profile}"] if report.profile else []
 
 
 def _timeline(report: Report, words: Words, width: int) -> Iterator[str]:
