@@ -45,41 +45,21 @@ LONGEST_S = 60.0
 START = Position(iteration=0, rank=0)
 
 
-def measure(
-    graph: Graph,
-    cluster: Cluster,
-    *,
-    device: int = 0,
-    seed: int = 0,
-    initial: Mapping[str, str] | None = None,
-) -> Iterator[list[Measurement]]:
-    """Measure every node of a graph on a device of a cluster, in this process; node by node.
-
-    Args:
-        graph: after the passes.
-        cluster: this machine's.
-        device: its number in the cluster.
-        seed: of every random draw.
-        initial: folders to load first weights from, by model, instead of the declared ones.
-
-    Raises:
-        CompileError: RG0607, with the cause, when the user's code or an engine fails.
-    """
-    group = cluster.group_of(device)
-    with on_cores(1 if group.device.kind == "cpu" else 0):
-        bench = _Bench(graph, cluster, device, seed, initial or {})
-        for node in in_order(graph):
-            bench.made = []
-            bench.node(node)
-            yield bench.made
-
-
-class _Bench:
-    """All nodes on one device, and what they have put out."""
+class Bench:
+    """Measures every node of a graph on one device, in this process."""
 
     def __init__(
         self, graph: Graph, cluster: Cluster, device: int, seed: int, initial: Mapping[str, str]
     ) -> None:
+        """Load all models.
+
+        Args:
+            graph: after the passes.
+            cluster: this machine's.
+            device: its number in the cluster.
+            seed: of every random draw.
+            initial: folders to load first weights from, by model, instead of the declared ones.
+        """
         self.graph, self.seed = graph, seed
         self.made: list[Measurement] = []
         nodes = [node for node in graph.nodes if node.role is not Role.SYNC]
@@ -89,8 +69,32 @@ class _Bench:
         self._groups = {n.name: WorkerGroup(n.name, 1, plan.devices(n.name), ()) for n in nodes}
         places = [(group, 0) for group in self._groups.values()]
         self._engines = Engines(graph, plan, cluster, places, seed=seed, initial=initial)
+        self._cores = 1 if cluster.group_of(device).device.kind == "cpu" else 0
         self._registers: dict[str, Any] = {}
         self._ranks = {name: self._rank(graph, name) for name in self._groups}
+
+    def nodes(self) -> Iterator[list[Measurement]]:
+        """Measure node by node.
+
+        Raises:
+            CompileError: RG0607, with the cause, when the user's code or an engine fails.
+        """
+        with on_cores(self._cores):
+            for node in in_order(self.graph):
+                self.made = []
+                self.node(node)
+                yield self.made
+
+    def largest(self) -> tuple[str, Batch]:
+        """The node that puts out the batch with the most bytes, and the batch."""
+        found = [
+            (packed.nbytes(output), name, output)
+            for name, rank in self._ranks.items()
+            for output in rank.outputs
+            if isinstance(output, Batch)
+        ]
+        _size, name, batch = max(found, key=lambda each: each[:2])
+        return name, batch
 
     def node(self, node: Node) -> None:
         """Measure a node at all its sizes and keep what it puts out."""

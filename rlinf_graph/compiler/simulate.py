@@ -16,6 +16,7 @@ from rlinf_graph.ir.interpreter import Interpreter
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import (
     Accumulate,
+    Acquire,
     Await,
     Instruction,
     Load,
@@ -41,7 +42,8 @@ class SimulatedMachine:
     """Durations from the cost model; batches are not there.
 
     A node that runs in every k-th iteration costs a k-th of its time in each, so that an iteration
-    is the average one. `merged` says how many micro-batches of a node stand for one.
+    is the average one. `merged` says how many micro-batches of a node stand for one,
+    `leading` which edges come first of those that a node takes in together.
     """
 
     graph: Graph
@@ -49,6 +51,7 @@ class SimulatedMachine:
     cluster: Cluster
     costs: CostModel
     merged: Mapping[str, int] = field(default_factory=dict[str, int])
+    leading: frozenset[str] = frozenset()
 
     def perform(
         self,
@@ -93,6 +96,13 @@ class SimulatedMachine:
     def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
         """Nothing is there to take."""
 
+    def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:
+        """Once for the edges that come together, and once for all micro-batches of a minibatch."""
+        if isinstance(instruction, Recv):
+            again = at.micro_batch or at.epoch or instruction.edge not in self.leading
+            return 0.0 if again else self.costs.handover(samples)
+        return self.costs.handover(samples)
+
     def put(self, group: WorkerGroup, send: Send, at: Position) -> None:
         """Nothing is there to put: the share of the position counts as put."""
 
@@ -113,7 +123,8 @@ def simulate(
         body, times = _simplified(group.body)
         groups.append(replace(group, body=body))
         merged[group.name] = times
-    machine = SimulatedMachine(graph, plan, cluster, costs, merged)
+    leading = frozenset(edges[0].name for node in graph.nodes if (edges := graph.into(node.name)))
+    machine = SimulatedMachine(graph, plan, cluster, costs, merged, leading)
     return Interpreter(replace(program, groups=tuple(groups)), machine, one_rank=True).run(
         iterations
     )

@@ -65,6 +65,10 @@ class Machine(Protocol):
         """Bind the named samples of an edge, all of which have been put, to a parameter."""
         ...
 
+    def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:
+        """Seconds from when what a rank waits for is there until the rank has it."""
+        ...
+
     def put(self, group: WorkerGroup, send: Send, at: Position) -> NDArray[np.int64] | None:
         """Hand an output to an edge; the indices of its samples, None for the position's share."""
         ...
@@ -219,6 +223,7 @@ class Interpreter:
         while not queue.has(at.iteration, rows):
             yield f"samples of `{recv.edge}`, iteration {at.iteration}"
         self._wait_until(group, at, float(queue.arrived[at.iteration][rows].max(initial=0.0)))
+        self._get(group, recv, at, len(rows))
         self.machine.take(group, recv, at, rows)
 
     def _send(self, group: WorkerGroup, send: Send, at: Position) -> Process:
@@ -247,6 +252,7 @@ class Interpreter:
             yield f"its turn on {acquire.turn} (position {state.turn} has it)"
         state.taken[key] += 1
         self._wait_until(group, at, state.free_at)
+        self._get(group, acquire, at)
 
     def _release(self, group: WorkerGroup, release: Release, at: Position) -> None:
         state = self._rings[release.turn]
@@ -272,6 +278,7 @@ class Interpreter:
         while version > self.first and version not in versions:
             yield f"version {version} of `{awaited.model}`"
         self._wait_until(group, at, versions.get(version, 0.0))
+        self._get(group, awaited, at)
         self._perform(group, awaited, at)
 
     def _optimizer_step(self, group: WorkerGroup, step: OptimizerStep, at: Position) -> Process:
@@ -287,6 +294,11 @@ class Interpreter:
             self._steps_done[group.name] += 1
         self._wait_until(group, at, self._step_end[group.name])
         self._perform(group, step, at)
+
+    def _get(
+        self, group: WorkerGroup, awaited: Recv | Acquire | Await, at: Position, samples: int = 0
+    ) -> None:
+        self.clock[group.name, at.rank] += self.machine.handover(awaited, at, samples)
 
     def _wait_until(self, group: WorkerGroup, at: Position, time: float) -> None:
         key = (group.name, at.rank)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rlinf_graph.ir.plan import Form
 
-Kind = Literal["chunk", "accumulate", "optimizer_step", "host", "sync"]
+Kind = Literal["chunk", "accumulate", "optimizer_step", "host", "sync", "handover"]
 QUANTILES = 32
 
 
@@ -21,8 +21,8 @@ class Measurement(Form):
     Attributes:
         node: its name in the graph; of a `sync` the sync node's.
         kind: what was done: a chunk of a device node, the forward and backward of a micro-batch,
-            an optimizer step, a host node's run, or a delivery of weights from publishing to
-            adopting them.
+            an optimizer step, a host node's run, a delivery of weights from publishing to
+            adopting them, or the way of what a node puts out from one worker to another.
         samples: that went through; of `chunk`s that generate, the responses.
         group: samples of a prompt.
         prompt_tokens: of the average sample, where it generates.

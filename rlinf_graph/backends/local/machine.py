@@ -20,6 +20,7 @@ from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import (
     Accumulate,
+    Acquire,
     Await,
     Instruction,
     Load,
@@ -99,6 +100,10 @@ class LocalMachine:
         """Bind samples of an edge to a parameter of the rank's node."""
         taken = self._edges.take(recv.edge, at.iteration, rows)
         self._ranks[group.name, at.rank].bound[recv.param] = taken
+
+    def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:  # noqa: ARG002  of the protocol
+        """Nothing: one process has it all."""
+        return 0.0
 
     def put(self, group: WorkerGroup, send: Send, at: Position) -> NDArray[np.int64]:
         """Lay an output on an edge."""

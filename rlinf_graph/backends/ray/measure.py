@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from rlinf_graph.backends.measure import measure
+from rlinf_graph.backends.measure import SHARES, Bench
+from rlinf_graph.backends.ray.board import Board
+from rlinf_graph.backends.ray.mailbox import Line, Mailbox
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.run import session
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
 from rlinf_graph.dsl.node import NodeDefinition, definitions
+from rlinf_graph.ir import packed
+from rlinf_graph.ir.batch import Source
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.measurement import Measurement
+from rlinf_graph.ir.program import Channel, Program, WorkerGroup
 from rlinf_graph.nodes.plugins import load_plugins
+
+HANDOVERS = 12
+"""Of each size; the first one does not count."""
 
 
 def measure_on_workers(
@@ -51,17 +62,18 @@ def measure_on_workers(
     made: list[Measurement] = []
     with session(machine, address), by_value(graph), _workers(graph, machine) as workers:
         streams = [
-            worker.measure.options(num_returns="streaming").remote(seed, dict(initial or {}))
+            worker.nodes.options(num_returns="streaming").remote(seed, dict(initial or {}))
             for worker in workers
         ]
-        for found in zip(*(map(_got, stream) for stream in streams), strict=True):
+        for found in chain(zip(*(map(_got, stream) for stream in streams), strict=True),
+                           _handovers(workers)):  # fmt: skip
             for measured in _joined([one for each in found for one in each]):
                 made.append(measured)
                 report(measured)
     return made
 
 
-class _Bench:
+class _Worker:
     """A device's worker."""
 
     def __init__(
@@ -76,11 +88,56 @@ class _Bench:
         definitions.update(known)
         self._graph, self._cluster, self._device = graph, cluster, device
 
-    def measure(self, seed: int, initial: Mapping[str, str]) -> Iterator[list[Measurement]]:
+    def nodes(self, seed: int, initial: Mapping[str, str]) -> Iterator[list[Measurement]]:
         """Measure node by node."""
-        yield from measure(
-            self._graph, self._cluster, device=self._device, seed=seed, initial=initial
-        )
+        self._bench = Bench(self._graph, self._cluster, self._device, seed, initial)
+        yield from self._bench.nodes()
+
+    def handovers(self, board: Any, devices: int) -> list[Measurement]:
+        """Send to the next worker while the one before sends to this one."""
+        node, whole = self._bench.largest()
+        mailbox = Mailbox(Line(board))
+        to, of = (_edge(number % devices) for number in (self._device, self._device - 1))
+        found: list[Measurement] = []
+        for place, share in enumerate(SHARES):
+            rows = np.asarray(whole.index.cpu())[: max(1, len(whole) // share)]
+            batch = packed.select(whole, np.arange(len(rows)))
+            seconds: list[float] = []
+            for time in range(place * HANDOVERS, (place + 1) * HANDOVERS):
+                start = perf_counter()
+                mailbox.renew()
+                mailbox.open(time, [to])
+                mailbox.put(to, time, (0, ()), batch)
+                mailbox.wait(time, {of: rows})
+                mailbox.take(of, time, rows)
+                mailbox.free(of, time)
+                seconds.append(perf_counter() - start)
+            made = Measurement(
+                node=node, kind="handover", samples=len(rows), seconds=tuple(seconds[1:])
+            )
+            found.append(made)
+        return found
+
+
+def _handovers(workers: list[Any]) -> Iterator[list[list[Measurement]]]:
+    """From each worker to the next, all at once."""
+    edges = [_edge(number) for number in range(len(workers))]
+    ends = [str(number) for number in range(len(workers))]
+    groups = tuple(WorkerGroup(name, 1, (), ()) for name in ends)
+    channels = tuple(
+        Channel(edge, Source(name), name, "", 0, len(SHARES) * HANDOVERS)
+        for edge, name in zip(edges, ends, strict=True)
+    )
+    board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000)
+    made: Any = board.remote(Program("handover", groups, channels), 1)
+    try:
+        yield [_got(each) for each in [w.handovers.remote(made, len(workers)) for w in workers]]
+    finally:
+        ray.kill(made)
+
+
+def _edge(device: int) -> str:
+    return f"from {device}"
 
 
 @contextmanager
@@ -90,7 +147,7 @@ def _workers(graph: Graph, machine: Cluster) -> Iterator[list[Any]]:
     try:
         shipped, known = ray.put(graph), used_definitions(graph)
         for device in range(machine.size):
-            actor = ray.remote(_Bench).options(**placement.options(device))
+            actor = ray.remote(_Worker).options(**placement.options(device))
             actors.append(actor.remote(shipped, machine, device, known))
         yield actors
     finally:

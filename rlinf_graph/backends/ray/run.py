@@ -105,7 +105,7 @@ def session(cluster: Cluster, address: str | None = None) -> Iterator[None]:
     if address is None:
         gpus = sum(g.size for g in cluster.groups if g.device.kind == "gpu")
         options |= {"num_cpus": cluster.size + 1, "num_gpus": gpus, "include_dashboard": False}
-    ray.init(address=address, **options)
+    ray.init(address=address or "local", **options)
     try:
         yield
     finally:

@@ -116,6 +116,9 @@ micro-batch in the plan. vLLM's default for chunked prefill."""
 HOST_SECONDS = 100e-6
 """Of one core for a sample, where a host node declares nothing."""
 
+HANDOVER_SECONDS = 1e-6
+"""For a sample on its way between workers: the unit in which a profile's correction counts."""
+
 
 def engine_traits(engine: str, kind: str) -> EngineTraits:
     """The traits of an engine on a kind of device; those of torch for one that is not known."""

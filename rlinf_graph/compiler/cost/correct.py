@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rlinf_graph.compiler.cost.layout import dtype_of
 from rlinf_graph.compiler.cost.passes import Parts
 from rlinf_graph.compiler.cost.profile import (
+    HANDOVER,
     SYNC,
     Correction,
     Profile,
@@ -84,6 +85,10 @@ class Corrections:
     def host(self, node: Node) -> Correction | None:
         """The correction of a host node."""
         return self.profile.find(subject_of_host(node), "host") if self.profile else None
+
+    def handover(self) -> Correction | None:
+        """The correction of a batch's way from worker to worker."""
+        return self.profile.find(Subject(HANDOVER), "handover") if self.profile else None
 
     def sync(self, model: str, device: int) -> Correction | None:
         """The correction of a delivery of weights."""

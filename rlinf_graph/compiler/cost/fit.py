@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rlinf_graph.compiler.cost.constants import HANDOVER_SECONDS
 from rlinf_graph.compiler.cost.model import CostModel
-from rlinf_graph.compiler.cost.profile import Correction, Subject
+from rlinf_graph.compiler.cost.profile import HANDOVER, Correction, Subject
 from rlinf_graph.ir.graph import Node
 from rlinf_graph.ir.measurement import Kind, Measurement
 from rlinf_graph.ir.plan import NodePlan
@@ -45,7 +46,8 @@ def fit_all(costs: CostModel, measurements: Iterable[Measurement]) -> list[Fitte
     """
     found: dict[tuple[Subject, Kind], list[Measurement]] = defaultdict(list)
     for made in measurements:
-        key = costs.corrections.subject(costs.graph.node(made.node), DEVICE, NodePlan()), made.kind
+        subject = costs.corrections.subject(costs.graph.node(made.node), DEVICE, NodePlan())
+        key = Subject(HANDOVER) if made.kind == "handover" else subject, made.kind
         found[key].append(made)
     return [_fitted(costs, *key, same) for key, same in found.items()]
 
@@ -79,6 +81,8 @@ def estimate_of(costs: CostModel, made: Measurement) -> float:
     node = costs.graph.node(made.node)
     if made.kind == "sync":
         return costs.sync(node.model or "", DEVICE, DEVICE, "copy")[0]
+    if made.kind == "handover":
+        return made.samples * HANDOVER_SECONDS
     if made.kind == "host":
         return costs.host(_measured(node, made), 1, costs.cluster.groups[0]).seconds
     settings = NodePlan(micro_batch=made.samples if made.kind == "accumulate" else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlinf_graph.compiler.cost import memory, training
-from rlinf_graph.compiler.cost.constants import EFFICIENCY, HOST_SECONDS, REFIT
+from rlinf_graph.compiler.cost.constants import EFFICIENCY, HANDOVER_SECONDS, HOST_SECONDS, REFIT
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
@@ -146,6 +146,11 @@ class CostModel:
         used = max(1, min(processes, group.cpus * group.nodes))
         seconds = work.samples * work.seconds_per_sample / used
         return NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
+
+    def handover(self, samples: int) -> float:
+        """Seconds until a batch that one worker has is with another; 0 where nobody measured it."""
+        made = self.corrections.handover()
+        return made.seconds(samples * HANDOVER_SECONDS) if made else 0.0
 
     def sync(
         self, model: str, source: Sequence[int], target: Sequence[int], method: str

@@ -34,6 +34,7 @@ FORMAT = 1
 PACKAGES = ("torch", "transformers", "rlinf-graph")
 HOST = "host"
 SYNC = "sync"
+HANDOVER = "handover"
 NOT_SCALED = ("communication", "all-reduce")
 """Ends of the causes that one device alone cannot show."""
 
@@ -43,7 +44,7 @@ class Subject:
     """What a correction is of.
 
     Attributes:
-        type: node type; `sync` for deliveries of weights.
+        type: node type; `sync` for deliveries of weights, `handover` for the way of any batch.
         digest: of the model's shape, head and number format; of a host node, of its functions and
             the path of its data; empty for neither.
         engine: empty for host nodes and syncs.
