@@ -12,14 +12,16 @@ from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.cli.profile_file import read_profile
 from rlinf_graph.compiler.cost.profile import Profile
-from rlinf_graph.compiler.explain import explain
+from rlinf_graph.compiler.explain import explain, render_text
 from rlinf_graph.ir.diagnostic import CompileError
 
 PIPELINE = str(Path(__file__).parents[1] / "plans" / "pipeline.py")
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, ray_nodes: list[str]) -> Path:
+    """One that the command wrote, on the Ray cluster of all tests."""
+    del ray_nodes
     file = tmp_path_factory.mktemp("profile") / "made" / "profile.json"
     main.app(["profile", PIPELINE, "--cluster", "2xcpu", "-o", str(file)], standalone_mode=False)
     return file
@@ -43,13 +45,14 @@ def test_every_node_is_measured(profile: Profile) -> None:
         ("train policy", "accumulate"): 4,
         ("train policy", "optimizer_step"): 1,
         ("sync policy", "sync"): 1,
+        ("rollout policy", "handover"): 4,
     }
     assert len(profile.corrections) == len(measured)
     assert all(len(m.seconds) >= 3 and min(m.seconds) > 0 for m in profile.measurements)
 
 
 def test_sizes_are_those_that_went_through(profile: Profile) -> None:
-    rollouts = [m for m in profile.measurements if m.node == "rollout policy"]
+    rollouts = [m for m in profile.measurements if (m.node, m.kind) == ("rollout policy", "chunk")]
     assert [m.samples for m in rollouts] == [8, 16, 32, 32]
     assert {m.group for m in rollouts} == {4}
     assert [max(m.lengths) for m in rollouts][-2:] == [4, 2]
@@ -59,6 +62,11 @@ def test_sizes_are_those_that_went_through(profile: Profile) -> None:
     assert all(max(m.lengths) > 4 for m in micro_batches)
 
 
+def test_two_devices_are_measured_at_once(profile: Profile) -> None:
+    assert all(len(m.seconds) % 2 == 0 for m in profile.measurements if m.kind == "handover")
+    assert min(len(m.seconds) for m in profile.measurements) >= 2 * 3
+
+
 def test_a_plan_of_measured_nodes(profile: Profile) -> None:
     pipeline, _ = load_pipeline(PIPELINE)
     compiled = compile_pipeline(pipeline, "2xcpu", profile=profile)
@@ -66,6 +74,7 @@ def test_a_plan_of_measured_nodes(profile: Profile) -> None:
     sync = origins.pop("sync → policy")
     assert sync in ("profiled", "roofline")  # roofline where weights go from device to device
     assert set(origins.values()) == {"profiled"}
+    assert f"profiled: {profile.file}, {profile.date[:10]}" in render_text(explain(compiled))
 
 
 def test_run_takes_a_profile(
@@ -82,12 +91,14 @@ def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
     assert raised.value.diagnostics[0].code == "RG0408"
 
 
+@pytest.mark.usefixtures("ray_nodes")
 def test_a_failing_function_is_named(tmp_path: Path) -> None:
     text = Path(PIPELINE).read_text("utf-8").replace("return sum(", "return 1 / 0 + sum(")
     (tmp_path / "pipeline.py").write_text(
         text.replace("Path(__file__).parents[2]", f"Path({str(Path(PIPELINE).parents[2])!r})")
         .replace("Path(__file__).parent", f"Path({str(Path(PIPELINE).parent)!r})")
     )  # fmt: skip
+    command = ["profile", str(tmp_path / "pipeline.py"), "--cluster", "2xcpu"]
     with pytest.raises(CompileError) as raised:
-        main.app(["profile", str(tmp_path / "pipeline.py")], standalone_mode=False)
+        main.app(command, standalone_mode=False)
     assert "digits_right" in str(raised.value)

@@ -44,6 +44,9 @@ class Stopwatch:
     def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
         pass
 
+    def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:
+        return self.seconds.get(type(instruction).__name__, 0.0)
+
     def put(self, group: WorkerGroup, send: Send, at: Position) -> None:
         pass
 
@@ -140,3 +143,10 @@ def test_all_ranks_put_their_share() -> None:
     assert sorted((e.group, e.at.rank, e.at.chunk) for e in events) == [
         ("a", 0, 0), ("a", 0, 1), ("a", 1, 0), ("a", 1, 1), ("b", 0, 0), ("b", 0, 1)
     ]  # fmt: skip
+
+
+def test_what_is_handed_over_comes_later() -> None:
+    machine = Stopwatch(a=1.0, b=1.0, Recv=0.5)
+    events = Interpreter(chain(chunks=2, capacity=1), machine).run(1)
+    starts = {(e.group, e.at.chunk): e.start for e in events}
+    assert starts == {("a", 0): 0.0, ("a", 1): 1.0, ("b", 0): 1.5, ("b", 1): 3.0}

@@ -45,6 +45,14 @@ def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
     _until(lambda: ray.available_resources().get("CPU") == CORES * len(ray_nodes))
     assert ray.util.list_named_actors(all_namespaces=True) == []
     _until(lambda: not any(_alive(seat.process) for seat in found.values()))
+    _until(lambda: not _stored())
+
+
+def _stored() -> int:
+    """Objects in the shared memory of all nodes."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    return get_memory_info_reply(get_state_from_address(None)).store_stats.num_local_objects
 
 
 def _alive(process: int) -> bool:
