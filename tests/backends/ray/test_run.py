@@ -145,7 +145,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     nodes = {"train policy": plans.NodePlan(micro_batch=8)}
     given = given.model_copy(update={"nodes": nodes})
     ready = compile_pipeline(pipeline, "1xcpu", plan=given, parameters=SMALL)
-    return in_one_process(ready, tmp_path_factory.mktemp("small"), 2)
+    return in_one_process(ready, tmp_path_factory.mktemp("small"), 5)
 
 
 @pytest.mark.slow
@@ -155,6 +155,6 @@ def test_every_plan_that_the_search_enumerates(
 ) -> None:
     pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
     ready = compile_pipeline(pipeline, cores(), plan=plan, parameters=SMALL)
-    texts, weights, _records = on_workers(ready, tmp_path, 2, seats)
+    texts, weights, _records = on_workers(ready, tmp_path, 5, seats)
     assert texts == small[0]
     assert worst(weights, small[1]) <= 1e-9
