@@ -77,12 +77,17 @@ def test_a_plan_of_measured_nodes(profile: Profile) -> None:
     assert f"profiled: {profile.file}, {profile.date[:10]}" in render_text(explain(compiled))
 
 
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [("local", "one process doing the work of 2 devices"), ("ray", "estimated")],
+)
 def test_run_takes_a_profile(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backend: str, told: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["run", PIPELINE, "--cluster", "2xcpu", "--profile", str(file), "--iterations", "1"]
-    main.app([*command, "--out", str(tmp_path)], standalone_mode=False)
-    assert "estimated" in capsys.readouterr().out
+    command += ["--backend", backend, "--out", str(tmp_path)]
+    main.app(command, standalone_mode=False)
+    assert told in capsys.readouterr().out
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path) -> None:
