@@ -6,7 +6,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ class RunResult:
         records: metrics of each iteration, `seconds` among them.
         events: the timeline, on the workers' own clocks.
         seconds: by the wall clock, without loading.
+        memory: most bytes in use by device; empty where ranks share a process.
     """
 
     records: list[dict[str, Any]]
     events: list[Event]
     seconds: float
+    memory: Mapping[int, float] = field(default_factory=dict[int, float])
 
     @property
     def iteration_s(self) -> float:
@@ -120,7 +122,7 @@ def run_compiled(
             iterations=iterations, seed=seed, initial=initial, checkpoints=folder / "checkpoint",
             loaded=clock.start, report=finished, **more,
         )  # fmt: skip
-    return RunResult(out.records, done.events, clock.total)
+    return RunResult(out.records, done.events, clock.total, done.memory)
 
 
 class _Clock:

@@ -79,15 +79,19 @@ def test_a_plan_of_measured_nodes(profile: Profile) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "told"),
-    [("local", "one process doing the work of 2 devices"), ("ray", "estimated")],
+    [
+        ("local", ["one process doing the work of 2 devices", "cost from"]),
+        ("ray", ["estimated", "most memory in use on a device"]),
+    ],
 )
 def test_run_takes_a_profile(
-    backend: str, told: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backend: str, told: list[str], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["run", PIPELINE, "--cluster", "2xcpu", "--profile", str(file), "--iterations", "1"]
-    command += ["--backend", backend, "--out", str(tmp_path)]
+    command += ["--backend", backend, "--analyze", "--out", str(tmp_path)]
     main.app(command, standalone_mode=False)
-    assert told in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert [text for text in told if text not in out] == []
 
 
 def test_a_profile_that_is_not_there(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlinf_graph.backends.cores import on_cores
@@ -20,10 +20,11 @@ from rlinf_graph.ir.timeline import Event
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A finished run: its events, and its engines."""
+    """A finished run: its events and engines; memory by device, which one process cannot tell."""
 
     events: list[Event]
     machine: LocalMachine
+    memory: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 def run(

@@ -42,10 +42,11 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class RayRun:
-    """A finished run: its events, and where its models were saved."""
+    """A finished run: its events, where its models were saved, and peak bytes by device."""
 
     events: list[Event]
     saved: Mapping[str, Path]
+    memory: Mapping[int, float]
 
 
 def run(
@@ -88,9 +89,9 @@ def run(
         loaded()
         crew.start(range(iterations))
         crew.watch(iterations, report)
-        events = crew.events()
+        events, memory = crew.events(), crew.memory()
         saved = crew.save(checkpoints) if checkpoints else {}
-    return RayRun(events, saved)
+    return RayRun(events, saved, memory)
 
 
 @contextmanager
@@ -212,6 +213,12 @@ class _Crew:
         """What all workers did, by the end of each event."""
         lists = ray.get([worker.events.remote() for worker in self._workers.values()])
         return sorted((e for events in lists for e in events), key=lambda e: (e.end, e.group))
+
+    def memory(self) -> dict[int, float]:
+        """Most bytes that each device's worker needed, where that can be told."""
+        asked = {number: worker.memory.remote() for number, worker in self._workers.items()}
+        peaks: dict[int, Any] = {number: ray.get(reference) for number, reference in asked.items()}
+        return {number: peak for number, peak in peaks.items() if peak is not None}
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Write every trained model, from its rank 0."""

@@ -14,6 +14,7 @@ import ray
 from rlinf_graph.backends.cores import use_cores
 from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.failure import failed
+from rlinf_graph.backends.memory import MemoryMeter
 from rlinf_graph.backends.ray.process import RankProcess
 from rlinf_graph.dsl.node import NodeDefinition, definitions
 from rlinf_graph.ir.cluster import Cluster
@@ -53,6 +54,9 @@ class Worker:
         groups = [(job.program.group(name), rank) for name, rank in places]
         cores = [len(group.devices_of(rank)) for group, rank in groups if group.devices]
         use_cores(max(cores, default=1))
+        kinds = {job.cluster.group_of(group.devices[0]).device.kind for group, _ in groups
+                 if group.devices}  # fmt: skip
+        self._memory = MemoryMeter(kinds.pop()) if kinds else None
         self._engines = Engines(
             job.graph, job.plan, job.cluster, groups, seed=job.seed, initial=job.initial
         )
@@ -94,6 +98,10 @@ class Worker:
     def events(self) -> list[Event]:
         """What this worker's ranks did, with seconds since the run began."""
         return self._events
+
+    def memory(self) -> float | None:
+        """Most bytes that the device's process needed; None for the host's, or where none tells."""
+        return self._memory.peak() if self._memory else None
 
     def save(self, place: Place, path: str) -> None:
         """Write the model of a train node's rank."""

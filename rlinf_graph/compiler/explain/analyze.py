@@ -39,6 +39,7 @@ def analyze(
     *,
     samples: Iterable[Sample] = (),
     clock: Clock = "shared",
+    memory: Mapping[int, float] | None = None,
 ) -> Report:
     """Say what a run took, beside what was expected, and what its devices waited for.
 
@@ -48,6 +49,7 @@ def analyze(
         iterations: how many were run, from iteration 0 on.
         samples: that were trained on; of each `node`, `iteration` and the `version` that drew it.
         clock: `own` where the ranks ran one after another, each by its own clock.
+        memory: most bytes in use by device, where that was told.
     """
     estimated = explain(compiled)
     lag = max((sync.staleness for sync in compiled.plan.syncs.values()), default=0)
@@ -66,7 +68,7 @@ def analyze(
         ratio=recorded.period.median / estimated.seconds if estimated.seconds else 0.0,
         clock=clock,
         shown=(steady.iteration, steady.window[1] - steady.window[0]),
-        lanes=_lanes(compiled, estimated, recorded, steady),
+        lanes=_lanes(compiled, estimated, recorded, steady, memory or {}),
         slow=_slow(recorded, rows),
         ages=_ages(compiled.graph, samples),
     )
@@ -74,7 +76,11 @@ def analyze(
 
 
 def _lanes(
-    compiled: Compiled, estimated: Report, recorded: Recorded, steady: Steady
+    compiled: Compiled,
+    estimated: Report,
+    recorded: Recorded,
+    steady: Steady,
+    memory: Mapping[int, float],
 ) -> tuple[MeasuredLane, ...]:
     causes = Causes(compiled.program, recorded.events)
     expected = {lane.where: lane for lane in estimated.lanes}
@@ -95,6 +101,8 @@ def _lanes(
                 parts=_parts(expected[lane.where], devices, (start, end), count),
                 waits=tuple(replace(wait, seconds=wait.seconds / count) for wait in waits),
                 segments=lane.segments,
+                estimated_peak=expected[lane.where].peak,
+                peak=max((memory[device] for device in block if device in memory), default=None),
             )
         )
     return tuple(made)

@@ -8,7 +8,7 @@ from rlinf_graph.compiler.explain.columns import align
 from rlinf_graph.compiler.explain.lines import paragraph
 from rlinf_graph.compiler.explain.measured import MeasuredLane, Part, Run, Wait
 from rlinf_graph.compiler.explain.report import Report
-from rlinf_graph.compiler.explain.units import Clock, percent
+from rlinf_graph.compiler.explain.units import Clock, gigabytes, percent
 
 NEAR = 0.05
 """An estimate that is this near to the measurement is called right."""
@@ -73,6 +73,20 @@ def lane_lines(run: Run, clock: Clock, width: int) -> Iterator[str]:
             yield f"     {note}"
     if any("handing over" in note for made in notes.values() for note in made):
         yield " handing over: the inputs were there; they were sent or fetched, or a turn changed"
+    yield from _memory(run, width)
+
+
+def _memory(run: Run, width: int) -> Iterator[str]:
+    """Most memory in use on a device of each lane, where it was measured."""
+    rows = [
+        [lane.where, gigabytes(lane.estimated_peak or 0.0), gigabytes(lane.peak)]
+        for lane in run.lanes
+        if lane.peak is not None
+    ]
+    if rows:
+        head = ["most memory in use on a device", "estimated GB", "measured GB"]
+        yield ""
+        yield from align([head, *rows], left=(0,), shrink=0, width=width)
 
 
 def _waits(lane: MeasuredLane, clock: Clock) -> Iterator[str]:

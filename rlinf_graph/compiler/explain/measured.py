@@ -100,6 +100,7 @@ class MeasuredLane:
         parts: what it is busy with, the longest first.
         waits: why it is idle, the longest first.
         segments: of the iteration that is shown, on the lane's first device.
+        estimated_peak, peak: most bytes in use on one of the devices; None where nothing tells.
     """
 
     where: str
@@ -109,6 +110,8 @@ class MeasuredLane:
     parts: tuple[Part, ...]
     waits: tuple[Wait, ...]
     segments: tuple[Segment, ...]
+    estimated_peak: float | None = None
+    peak: float | None = None
 
     @property
     def idle_s(self) -> float:
