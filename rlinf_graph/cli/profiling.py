@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlinf_graph.backends.ray.measure import measure_on_workers
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost import profile as profiles
 from rlinf_graph.compiler.cost.fit import Fitted, fit_all
@@ -53,6 +52,8 @@ def profile_pipeline(
     Raises:
         CompileError: with everything that is wrong with the pipeline, or the cause of a failure.
     """
+    from rlinf_graph.backends.ray.measure import measure_on_workers
+
     load_plugins()
     machines = load_cluster(cluster) if isinstance(cluster, str) else cluster
     graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
