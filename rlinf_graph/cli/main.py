@@ -74,12 +74,13 @@ def compile_command(
     from rlinf_graph.cli.loading import load_pipeline
     from rlinf_graph.cli.profile_file import read_profile
     from rlinf_graph.compiler.passes import PASSES
-    from rlinf_graph.ir import graph as graphs
+    from rlinf_graph.ir import graph_file
     from rlinf_graph.ir import plan as plans
+    from rlinf_graph.ir.graph import Graph
 
-    def dump(name: str, graph: graphs.Graph) -> None:
+    def dump(name: str, graph: Graph) -> None:
         if name == dump_after:
-            print(graphs.dumps(graph))
+            print(graph_file.dumps(graph))
 
     if dump_after is not None and dump_after not in (names := [p.__name__ for p in PASSES]):
         raise typer.BadParameter(f"the passes are {', '.join(names)}", param_hint="--dump-after")

@@ -16,6 +16,7 @@ from rlinf_graph.dsl.pipeline import Pipeline
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.graph_file import digest
 from rlinf_graph.ir.measurement import Measurement
 from rlinf_graph.nodes.plugins import load_plugins
 
@@ -65,7 +66,7 @@ def profile_pipeline(
     fits = tuple(fit_all(costs, made))
     profile = Profile(
         pipeline=checked.name,
-        graph=checked.digest,
+        graph=digest(checked),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=Machine.of(machines.group_of(0)),
         versions=profiles.versions_here(),

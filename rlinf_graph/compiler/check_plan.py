@@ -12,6 +12,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
 from rlinf_graph.ir.flow import find_cycle
 from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.graph_file import digest
 from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import (
     Plan,
@@ -41,12 +42,12 @@ def check_plan(graph: Graph, plan: Plan, cluster: Cluster) -> Plan:
 
 def made_for_this_graph(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
     """The graph has not changed since the plan was made."""
-    if plan.graph and plan.graph != graph.digest:
+    if plan.graph and plan.graph != digest(graph):
         yield Diagnostic(
             "RG0602",
             f"the plan was made for another version of `{graph.name}`",
             graph.span,
-            notes=(f"the plan names graph {plan.graph}, this one is {graph.digest}",),
+            notes=(f"the plan names graph {plan.graph}, this one is {digest(graph)}",),
             help=("compile again, or empty the plan's `graph` to run it all the same",),
         )
 

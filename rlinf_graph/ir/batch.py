@@ -12,13 +12,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, dataclass_transform
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Self,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    overload,
+)
 
 from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.span import Span, caller
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+B = TypeVar("B", bound="Carried")
+P = TypeVar("P", bound="Carried")
 
 
 class Granularity(StrEnum):
@@ -104,16 +117,55 @@ class Carried:
 
     @classmethod
     def field_types(cls) -> dict[str, type[Carried]]:
-        """The fields that are batches themselves, with their types."""
+        """The fields and projections that are batches themselves, with their types."""
         annotations = {f.name: str(f.type) for f in dataclasses.fields(cast("Any", cls))}
+        for name, member in ((n, m) for c in cls.__mro__ for n, m in vars(c).items()):
+            if isinstance(member, projection):
+                annotations[name] = cast("projection[Any, Any]", member).kind
         known = Carried.types
         return {name: known[kind] for name, kind in annotations.items() if kind in known}
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """Its own name and those of the batch types that it refines."""
+        return tuple(c.__name__ for c in cls.__mro__ if c.__name__ in Carried.types)
 
     def __bool__(self) -> bool:
         """A batch of values is true; a symbol has no truth yet."""
         if self.source is not None:
             raise _branched(type(self).__name__, caller())
         return True
+
+
+class projection(Generic[B, P]):
+    """A part of a batch that is a batch itself: `episode.rewards` is an edge of its own.
+
+    Decorates a method that makes the part of a batch of values; of a symbol it makes a symbol.
+    """
+
+    def __init__(self, make: Callable[[B], P]) -> None:
+        """`make` is annotated with the name of the part's type."""
+        self.make = make
+        self.kind = str(make.__annotations__["return"])
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        """The name of the attribute."""
+        self.name = name
+
+    @overload
+    def __get__(self, batch: None, owner: type) -> projection[B, P]: ...
+    @overload
+    def __get__(self, batch: B, owner: type) -> P: ...
+    def __get__(self, batch: B | None, owner: type) -> Any:
+        """The part, or the symbol of it."""
+        if batch is None:
+            return self
+        source = batch.source
+        if source is None:
+            return self.make(batch)
+        deeper = Source(source.node, source.output, (*source.field, self.name))
+        return Carried.types[self.kind].symbol(deeper)
 
 
 class Pending:

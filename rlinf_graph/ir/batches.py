@@ -16,6 +16,7 @@ from rlinf_graph.ir.batch import (
     objects,
     per_sample,
     per_token,
+    projection,
 )
 
 if TYPE_CHECKING:
@@ -174,3 +175,124 @@ class Weights(Carried):
 
     model: str
     version: int
+
+
+class Observations(Batch, granularity=Granularity.SAMPLE):
+    """What the policy sees of each environment now; `index` is the environment's number.
+
+    Attributes:
+        values: `(n, *shape of one observation)`.
+    """
+
+    values: Tensor = per_sample()
+
+
+class Actions(Batch, granularity=Granularity.SAMPLE):
+    """What a policy does in each environment.
+
+    Attributes:
+        values: int64 `(n,)` of discrete actions, or float `(n, size)`.
+        logprobs: behaviour log-probabilities `(n,)`.
+        versions: int64 `(n,)`, iteration version of the weights that chose.
+    """
+
+    values: Tensor = per_sample()
+    logprobs: Tensor = per_sample()
+    versions: Tensor = per_sample()
+
+
+class StepRewards(TokenBatch, granularity=Granularity.STEP):
+    """One number a step, and how episodes ended there.
+
+    Attributes:
+        values: packed over the steps.
+        terminated: bool, packed; the episode reached an end of the task: nothing comes after.
+        truncated: bool, packed; the episode was cut here, by a time limit.
+    """
+
+    values: Tensor = per_token()
+    terminated: Tensor = per_token()
+    truncated: Tensor = per_token()
+
+
+class Transitions(TokenBatch, granularity=Granularity.STEP):
+    """What happened in each environment, step by step; a step may end an episode and begin another.
+
+    Attributes:
+        observations: packed with one more than the steps: in which actions were chosen, and the one
+            that the environment shows now.
+        actions, logprobs, versions: as in `Actions`, packed over the steps.
+        reward_values: packed.
+        terminated, truncated: bool, packed, as in `StepRewards`.
+        finals: for each environment a list of the observations in which its episodes were
+            truncated, in order: what comes next in `observations` begins a new episode.
+    """
+
+    observations: Tensor = per_token(extra=1)
+    actions: Tensor = per_token()
+    logprobs: Tensor = per_token()
+    versions: Tensor = per_token()
+    reward_values: Tensor = per_token()
+    terminated: Tensor = per_token()
+    truncated: Tensor = per_token()
+    finals: list[list[Any]] = objects()
+
+    @projection
+    def rewards(self) -> StepRewards:
+        """The rewards, with how episodes ended."""
+        return StepRewards(
+            index=self.index,
+            group=self.group,
+            lengths=self.lengths,
+            values=self.reward_values,
+            terminated=self.terminated,
+            truncated=self.truncated,
+        )
+
+
+class StepValues(TokenBatch, granularity=Granularity.STEP):
+    """State values of a critic along environment steps.
+
+    Attributes:
+        values: packed with one more than the steps, as `Transitions.observations`.
+        finals: packed over the steps: where an episode was truncated the value of its last
+            observation, 0 elsewhere.
+    """
+
+    values: Tensor = per_token(extra=1)
+    finals: Tensor = per_token()
+
+
+class Dialogs(Rollouts, granularity=Granularity.SAMPLE):
+    """Conversations under way: what a policy said, what tools answered, turn by turn.
+
+    A field of `Rollouts` speaks of the whole conversation so far; `responses` is what the policy
+    said last. `mask` marks the policy's own tokens, of all its turns.
+
+    Attributes:
+        done: bool `(n,)`; nothing more will be said.
+        turns: int64 `(n,)`: how often the policy has spoken.
+        answers: what a tool answered last and the policy has not read yet; empty where none did.
+    """
+
+    done: Tensor = per_sample()
+    turns: Tensor = per_sample()
+    answers: list[str] = objects()
+
+
+class Scalars(Batch, granularity=Granularity.SAMPLE):
+    """A few numbers of the whole pipeline, such as a coefficient that adapts: `values`, `(n,)`."""
+
+    values: Tensor = per_sample()
+
+
+class Demand(Batch, granularity=Granularity.SAMPLE):
+    """How much is still wanted: one sample.
+
+    Attributes:
+        groups: int64 `(1,)`, groups that are still to be found.
+        found: int64 `(1,)`, groups that have been.
+    """
+
+    groups: Tensor = per_sample()
+    found: Tensor = per_sample()

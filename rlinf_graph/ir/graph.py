@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
 
 import networkx as nx
 
 from rlinf_graph.ir.batch import Source
-from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.node_type import Port, Role, Unit
 from rlinf_graph.ir.span import Span
-from rlinf_graph.ir.value import Value, from_json, to_json
+from rlinf_graph.ir.value import Value
 from rlinf_graph.ir.work import Volume, Work
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Input:
-    """An edge's end at its consumer: the parameter, where the batch comes from, and its type."""
+    """An edge's end at its consumer: the parameter, where the batch comes from, and its type.
+
+    `lag` 1 takes what the iteration before made: only `rl.carry` makes such edges.
+    """
 
     param: str
     source: Source
     type: str
+    lag: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,27 @@ class ModelUse:
 
 
 @dataclass(frozen=True)
+class Space:
+    """What one observation or one action is: an array, or one of `choices` numbers from 0."""
+
+    shape: tuple[int, ...] = ()
+    choices: int = 0
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """Numbers of one value."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class ModelDef:
     """A versioned register of weights.
 
-    `path` is a hub name, or a folder with a `config.json`; `weights` is `pretrained` or `random`;
-    `engines` are the user's choices by role (`rollout`, `train`), empty where the compiler chooses.
+    `path` is a hub name, a folder with a `config.json`, or a small network such as `mlp:64x64`;
+    `weights` is `pretrained` or `random`; `engines` are the user's choices by role (`rollout`,
+    `train`), empty where the compiler chooses. A small network is made for the observations and
+    actions of the environment `env`; the pass `infer_spaces` says what those are.
     """
 
     name: str
@@ -53,7 +68,59 @@ class ModelDef:
     dtype: str = "auto"
     weights: str = "pretrained"
     engines: tuple[tuple[str, str], ...] = ()
+    env: str = ""
     span: Span | None = field(default=None, compare=False)
+    observation: Space | None = field(default=None, compare=False)
+    action: Space | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class EnvDef:
+    """A register of environments: `count` copies, which go on where they stand.
+
+    Attributes:
+        name: unique in the graph.
+        path: what the engine calls it, or a function that makes one.
+        count: copies.
+        engine: makes and steps them.
+        options: keywords for making one.
+        normalize: whether observations are shifted and scaled by their running moments.
+        observation, action: set by the pass `infer_spaces`.
+    """
+
+    name: str
+    path: Value
+    count: int
+    engine: str = "gymnasium"
+    options: tuple[tuple[str, Value], ...] = ()
+    normalize: bool = False
+    span: Span | None = field(default=None, compare=False)
+    observation: Space | None = field(default=None, compare=False)
+    action: Space | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a region node says of the nodes whose `region` it is: they run again and again.
+
+    Inside, a source that names the region is the value carried from step to step, which is the
+    region's input `start` in the first. Outside, output 0 is the value after the last step, the
+    others are what was emitted, joined over the steps.
+
+    Attributes:
+        carried: the batch of the body that becomes the next step's value.
+        emitted: batches of the body that leave in every step.
+        length: steps, at most.
+        until: field of the carried batch that is true for samples which are done; they leave. Empty
+            where all samples take all steps.
+        expected: steps that a sample takes on average, to plan with.
+    """
+
+    carried: Source
+    emitted: tuple[Source, ...]
+    length: int
+    until: str = ""
+    expected: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,8 +134,13 @@ class Node:
         unit: the smallest part of the batch it can work on, given its options.
         options: in the order of the signature, defaults included.
         outputs: batch type names.
-        volume: what each output carries in an iteration; set by the pass `infer_volumes`.
-        work: what it asks of the hardware; set by `infer_volumes`.
+        envs: environments by parameter.
+        region: the region node in whose body it is; empty outside of any.
+        loop: of a region node.
+        volume: what each output carries in an iteration, or in one step of the loop that the node
+            is in; set by the pass `infer_volumes`.
+        work: what it asks of the hardware, in the same; set by `infer_volumes`.
+        steps: how often it is expected to run in an iteration; set by `infer_volumes`.
     """
 
     name: str
@@ -79,9 +151,13 @@ class Node:
     models: tuple[ModelUse, ...] = ()
     options: tuple[tuple[str, Value], ...] = ()
     outputs: tuple[str, ...] = ()
+    envs: tuple[tuple[str, str], ...] = ()
+    region: str = ""
+    loop: Loop | None = None
     span: Span | None = field(default=None, compare=False)
     volume: tuple[Volume, ...] = field(default=(), compare=False)
     work: Work | None = field(default=None, compare=False)
+    steps: float = field(default=1.0, compare=False)
 
     def at(self, param: str) -> Span | None:
         """Where the value of an option given by keyword stands; else the whole call."""
@@ -103,12 +179,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A batch on its way from a node to a parameter of another."""
+    """A batch on its way from a node to a parameter of another, by way of regions or none."""
 
     source: Source
     target: str
     param: str
     type: str
+    lag: int = 0
 
     @property
     def name(self) -> str:
@@ -125,11 +202,14 @@ class Graph:
         file: the file that declares it.
         parameters: the pipeline's parameters with the values this graph was built with.
         pins: node name (or prefix of it) to device ids, from the pipeline's declaration.
+
+    Nodes inside of regions stand beside the others, and say which region they are in.
     """
 
     name: str
     nodes: tuple[Node, ...]
     models: tuple[ModelDef, ...] = ()
+    envs: tuple[EnvDef, ...] = ()
     file: str = field(default="", compare=False)
     parameters: tuple[tuple[str, Value], ...] = ()
     pins: tuple[tuple[str, str], ...] = ()
@@ -148,10 +228,29 @@ class Graph:
         """The model `name`; KeyError when there is none."""
         return {m.name: m for m in self.models}[name]
 
+    def env(self, name: str) -> EnvDef:
+        """The environment `name`; KeyError when there is none."""
+        return {e.name: e for e in self.envs}[name]
+
+    def body(self, region: str) -> tuple[Node, ...]:
+        """The nodes of a region, those of regions inside it excepted."""
+        return tuple(node for node in self.nodes if node.region == region)
+
+    def regions_of(self, name: str) -> tuple[str, ...]:
+        """The regions around a node, outermost first."""
+        found: list[str] = []
+        inside = self.by_name[name].region
+        while inside and inside not in found:
+            found.append(inside)
+            inside = self.by_name[inside].region if inside in self.by_name else ""
+        return tuple(reversed(found))
+
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
         """All edges, by consumer."""
-        return tuple(Edge(i.source, n.name, i.param, i.type) for n in self.nodes for i in n.inputs)
+        return tuple(
+            Edge(i.source, n.name, i.param, i.type, i.lag) for n in self.nodes for i in n.inputs
+        )
 
     def into(self, name: str) -> list[Edge]:
         """The edges that arrive at a node."""
@@ -163,11 +262,28 @@ class Graph:
 
     @cached_property
     def flow(self) -> nx.DiGraph[str]:
-        """Node names and the dependencies inside one iteration; feedback is not in it."""
+        """Node names and the dependencies inside one iteration; feedback is not in it.
+
+        A region stands behind its body. What enters it goes to those of the body that take it.
+        """
         flow: nx.DiGraph[str] = nx.DiGraph()
         flow.add_nodes_from(node.name for node in self.nodes)
-        flow.add_edges_from((e.source.node, e.target) for e in self.edges)
+        flow.add_edges_from((self.entry(e), e.target) for e in self.edges if not e.lag)
+        for node in self.nodes:
+            for source in (node.loop.carried, *node.loop.emitted) if node.loop else ():
+                if source.node != node.name:
+                    flow.add_edge(source.node, node.name)
         return flow
+
+    def entry(self, edge: Edge) -> str:
+        """The node that an edge comes from in a loop's first step."""
+        source, around = edge.source, self.regions_of(edge.target)
+        while source.node in around:
+            start = self.by_name[source.node].input("start")
+            if start is None:
+                break
+            source = start.source
+        return source.node
 
     def with_role(self, role: Role) -> Iterator[Node]:
         """The nodes of a role, as declared."""
@@ -184,106 +300,3 @@ class Graph:
     def with_nodes(self, nodes: tuple[Node, ...]) -> Graph:
         """The same graph with other nodes."""
         return replace(self, nodes=nodes)
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of what the graph means: independent of line numbers and of where it lies."""
-        meaning = json.dumps(_without_files(_meaning(self)), sort_keys=True)
-        return hashlib.sha256(meaning.encode()).hexdigest()[:16]
-
-
-def dumps(graph: Graph) -> str:
-    """The graph as JSON text."""
-    data = _meaning(graph) | {"format": FORMAT, "file": graph.file}
-    return json.dumps(data, indent=1)
-
-
-def loads(text: str) -> Graph:
-    """The graph that `dumps` wrote; its types are not verified yet.
-
-    Raises:
-        CompileError: RG0201, for text that is no saved graph.
-    """
-    try:
-        data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
-        return _read(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise fail("RG0201", f"this is not a saved graph: {error}") from error
-
-
-def _meaning(graph: Graph) -> dict[str, Any]:
-    return {
-        "name": graph.name,
-        "parameters": {k: to_json(v) for k, v in graph.parameters},
-        "pins": dict(graph.pins),
-        "models": [
-            {"name": m.name, "path": m.path, "head": m.head, "dtype": m.dtype}
-            | {"weights": m.weights, "engines": dict(m.engines)}
-            for m in graph.models
-        ],
-        "nodes": [_node_meaning(node) for node in graph.nodes],
-    }
-
-
-def _without_files(data: Any) -> Any:
-    """A function counts by its name and source, not by where its file lies."""
-    if isinstance(data, list):
-        return [_without_files(item) for item in cast("list[Any]", data)]
-    if isinstance(data, dict):
-        fields = cast("dict[str, Any]", data)
-        dropped = {"file"} if "$function" in fields else set[str]()
-        return {k: _without_files(v) for k, v in fields.items() if k not in dropped}
-    return data
-
-
-def _node_meaning(node: Node) -> dict[str, Any]:
-    return {
-        "name": node.name,
-        "type": node.type,
-        "role": node.role.value,
-        "unit": node.unit.value,
-        "inputs": [
-            {
-                "param": i.param,
-                "node": i.source.node,
-                "output": i.source.output,
-                "field": list(i.source.field),
-                "type": i.type,
-            }
-            for i in node.inputs
-        ],
-        "models": [[u.param, u.model, u.port.value] for u in node.models],
-        "options": {k: to_json(v) for k, v in node.options},
-        "outputs": list(node.outputs),
-    }
-
-
-def _read(data: dict[str, Any]) -> Graph:
-    return Graph(
-        name=data["name"],
-        nodes=tuple(_read_node(n) for n in data["nodes"]),
-        models=tuple(
-            ModelDef(**(m | {"engines": tuple(m["engines"].items())})) for m in data["models"]
-        ),
-        file=data["file"],
-        parameters=tuple((k, from_json(v)) for k, v in data["parameters"].items()),
-        pins=tuple(data["pins"].items()),
-    )
-
-
-def _read_node(data: dict[str, Any]) -> Node:
-    return Node(
-        name=data["name"],
-        type=data["type"],
-        role=Role(data["role"]),
-        unit=Unit(data["unit"]),
-        inputs=tuple(
-            Input(i["param"], Source(i["node"], i["output"], tuple(i["field"])), i["type"])
-            for i in data["inputs"]
-        ),
-        models=tuple(ModelUse(p, m, Port(port)) for p, m, port in data["models"]),
-        options=tuple((k, from_json(v)) for k, v in data["options"].items()),
-        outputs=tuple(data["outputs"]),
-    )

@@ -24,6 +24,8 @@ class Role(StrEnum):
     TRAIN = "train"
     SYNC = "sync"
     EVALUATE = "evaluate"
+    REGION = "region"
+    STATE = "state"
 
 
 class Place(StrEnum):
@@ -43,7 +45,7 @@ class Port(StrEnum):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A parameter that takes a batch of one of the named types."""
+    """A parameter that takes a batch of one of the named types; of any, where none is named."""
 
     name: str
     types: tuple[str, ...]
@@ -73,7 +75,8 @@ class OptionSpec:
 class NodeType:
     """The signature of a node type.
 
-    `parameters` names all of them in the order in which a call gives them.
+    `parameters` names all of them in the order in which a call gives them, `envs` those that take
+    an environment.
     """
 
     name: str
@@ -85,6 +88,7 @@ class NodeType:
     place: Place = Place.HOST
     doc: str = ""
     parameters: tuple[str, ...] = ()
+    envs: tuple[str, ...] = ()
 
     def input(self, name: str) -> InputSpec | None:
         """The input parameter `name`, if there is one."""

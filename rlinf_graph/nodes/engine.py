@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlinf_graph.ir.batches import Prompt, Prompts, Rollouts, TokenExamples
+from rlinf_graph.ir.batches import (
+    Actions,
+    Dialogs,
+    Observations,
+    Prompt,
+    Prompts,
+    Rollouts,
+    TokenExamples,
+    Transitions,
+)
 from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.graph import ModelDef
 
@@ -42,11 +51,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Key:
-    """Names a stream of random draws; the sample's index and the token's position complete it."""
+    """Names a stream of random draws; the sample's index and the token's position complete it.
+
+    `steps` are the places in the loops around the node, outermost first.
+    """
 
     seed: int
     node: str
     iteration: int
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,24 +67,32 @@ class TrainBatch:
     """One micro-batch of one rank, and what its loss needs. Packed over whole sequences.
 
     Attributes:
-        samples: the sequences.
+        samples: the sequences, or the steps of environments.
         advantages: packed; per-sample advantages are spread over the tokens.
         returns: packed, for value losses.
         old_values: packed over the tokens, for clipped value losses.
         reference, proximal: log-probabilities, packed.
     """
 
-    samples: Rollouts | TokenExamples
+    samples: Rollouts | TokenExamples | Transitions
     advantages: Tensor | None = None
     returns: Tensor | None = None
     old_values: Tensor | None = None
     reference: Tensor | None = None
     proximal: Tensor | None = None
 
+    @property
+    def mask(self) -> Tensor:
+        """bool, packed: the policy's own tokens; every step of an environment is its own."""
+        samples = self.samples
+        if isinstance(samples, Transitions):
+            return samples.reward_values.new_ones(samples.reward_values.shape).bool()
+        return samples.mask
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of a `TrainBatch`, with gradients, packed over the tokens.
+    """What a model says of a `TrainBatch`, with gradients, packed over the tokens or steps.
 
     Attributes:
         logprobs: current log-probabilities, 0 where the mask is false (head `lm`).
@@ -112,6 +133,18 @@ class Engine(Protocol):
 
     def generate(self, prompts: Prompts, sampling: Sampling, key: Key, version: int) -> Rollouts:
         """Sample responses; `index` of response j of a prompt is `prompt.index * samples + j`."""
+        ...
+
+    def reply(self, dialogs: Dialogs, sampling: Sampling, key: Key, version: int) -> Dialogs:
+        """Let the policy speak once more in each dialog, after reading `answers`."""
+        ...
+
+    def act(self, observations: Observations, key: Key, version: int, *, greedy: bool) -> Actions:
+        """Choose an action in each environment; the most probable one, or the mean, if greedy."""
+        ...
+
+    def step_values(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
+        """State values as in `StepValues`: packed, one more than the steps; and of `finals`."""
         ...
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:

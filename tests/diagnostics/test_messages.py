@@ -10,7 +10,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
-from rlinf_graph.ir import graph as graphs
+from rlinf_graph.ir import graph_file
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from tests.diagnostics.pages import CLUSTER
 
@@ -155,8 +155,10 @@ def test_a_suggested_mend_is_true(folder: Path) -> None:
 
 def test_an_unknown_node_type_of_a_saved_graph(folder: Path) -> None:
     (folder / "pipeline.py").write_text(START)
-    saved = graphs.dumps(load_pipeline("pipeline.py")[0].build())
-    loaded = graphs.loads(saved.replace('"type": "group_advantages"', '"type": "group_advantage"'))
+    saved = graph_file.dumps(load_pipeline("pipeline.py")[0].build())
+    loaded = graph_file.loads(
+        saved.replace('"type": "group_advantages"', '"type": "group_advantage"')
+    )
     with pytest.raises(CompileError) as raised:
         compile_pipeline(loaded, "8xH100")
     (found,) = raised.value.diagnostics

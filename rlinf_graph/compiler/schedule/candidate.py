@@ -10,6 +10,7 @@ from rlinf_graph.compiler.lower import is_host
 from rlinf_graph.compiler.schedule.layouts import Option
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.graph_file import digest
 from rlinf_graph.ir.node_type import Port, Role
 from rlinf_graph.ir.plan import (
     Leaf,
@@ -62,7 +63,7 @@ def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
         pipeline=PipelineRef(
             file=shown_path(graph.file), name=graph.name, parameters=dict(graph.parameters)
         ),
-        graph=graph.digest,
+        graph=digest(graph),
         cluster=cluster.name,
         mode=mode_of(candidate.placement),
         placement=candidate.placement,
