@@ -1,40 +1,47 @@
-"""Cut, join and order batches. Nothing is padded, lost or reordered unless asked for."""
+"""Cut, join and order batches. Nothing is padded, lost or reordered unless asked for.
+
+What `select` returns shares no memory of tensors with its source; values of `objects()` fields are
+the same Python values. Functions that have nothing to do return the batch that they were given.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from rlinf_graph.ir.batch import Batch, TokenBatch
 from rlinf_graph.ir.batches import Values
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SomeBatch = TypeVar("SomeBatch", bound=Batch)
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def select(batch: SomeBatch, rows: Sequence[int] | np.ndarray[Any, Any]) -> SomeBatch:
-    """The samples at positions `rows`, in that order.
+def select(batch: SomeBatch, rows: Sequence[int] | np.ndarray[Any, Any] | slice) -> SomeBatch:
+    """The samples at positions `rows`, in that order; their tensors are copies.
 
     Raises:
         IndexError: for a position that the batch does not have.
     """
-    chosen = np.asarray(rows, dtype=np.int64)
-    axes = batch.columns_by_axis()
-    fields: dict[str, Any] = {n: getattr(batch, n)[chosen] for n in axes["sample"]}
-    for name in axes["object"]:
-        column = getattr(batch, name)
-        fields[name] = [column[i] for i in chosen]
-    for name, extra in axes["token"].items():
-        lengths = _lengths(batch) + extra
-        starts = np.cumsum(lengths) - lengths
-        fields[name] = getattr(batch, name)[_ranges(starts[chosen], lengths[chosen])]
-    return type(batch)(**fields)
+    wanted = rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+    chosen = np.arange(len(batch))[wanted]
+    if not len(chosen):
+        return _run(batch, 0, 0)
+    start, stop = int(chosen[0]), int(chosen[-1]) + 1
+    if stop - start == len(chosen) and chosen.tobytes() == np.arange(start, stop).tobytes():
+        return _run(batch, start, stop)
+    return _scattered(batch, chosen)
 
 
 def concat(batches: Sequence[SomeBatch]) -> SomeBatch:
-    """The samples of all `batches`, one after another.
+    """The samples of all `batches`, one after another, on the first one's device.
 
     Raises:
         ValueError: for no batch at all.
@@ -43,19 +50,18 @@ def concat(batches: Sequence[SomeBatch]) -> SomeBatch:
         raise ValueError("nothing to concatenate")
     if len(batches) == 1:
         return batches[0]
-    first = batches[0]
-    axes = first.columns_by_axis()
+    axes = columns(type(batches[0]))
     fields: dict[str, Any] = {}
     for name in (*axes["sample"], *axes["token"]):
         fields[name] = _join([getattr(b, name) for b in batches])
     for name in axes["object"]:
         fields[name] = [value for b in batches for value in getattr(b, name)]
-    return type(first)(**fields)
+    return type(batches[0])(**fields)
 
 
 def in_order(batch: SomeBatch) -> SomeBatch:
     """The samples ordered by their index."""
-    index = _host(batch.index)
+    index = host(batch.index)
     if bool(np.all(index[1:] >= index[:-1])):
         return batch
     return select(batch, np.argsort(index, kind="stable"))
@@ -63,7 +69,7 @@ def in_order(batch: SomeBatch) -> SomeBatch:
 
 def nbytes(batch: Batch) -> int:
     """Bytes of the tensors of `batch`."""
-    axes = batch.columns_by_axis()
+    axes = columns(type(batch))
     names = (*axes["sample"], *axes["token"])
     return sum(int(getattr(batch, name).nbytes) for name in names)
 
@@ -93,7 +99,7 @@ def same_samples(*batches: Batch) -> None:
     """
     first = batches[0]
     for other in batches[1:]:
-        if not np.array_equal(_host(first.index), _host(other.index)):
+        if not np.array_equal(host(first.index), host(other.index)):
             one, two = type(first).__name__, type(other).__name__
             raise ValueError(f"{one} and {two} do not hold the same samples in the same order")
 
@@ -115,27 +121,87 @@ def last_positions(mask: Any, lengths: Any) -> tuple[Any, Any]:
     return marked[counts.cumsum(0)[counts > 0] - 1], counts > 0
 
 
-def _lengths(batch: Batch) -> np.ndarray[Any, Any]:
-    return _host(cast("TokenBatch", batch).lengths)
+@functools.cache
+def columns(kind: type[Batch]) -> dict[str, dict[str, int]]:
+    """`columns_by_axis` of a batch type, looked up once."""
+    return kind.columns_by_axis()
 
 
-def _host(tensor: Any) -> np.ndarray[Any, Any]:
+def host(tensor: Any) -> np.ndarray[Any, Any]:
     """The values of a tensor of any device as a numpy array."""
     return np.asarray(tensor.cpu() if hasattr(tensor, "cpu") else tensor)
 
 
-def _ranges(starts: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> Any:
+def take(column: Tensor, positions: Rows) -> Tensor:
+    """A copy of the values of `column` at `positions`, all of which it has."""
+    at = cast("Tensor", _torch().from_numpy(positions))
+    return column.index_select(0, at.to(column.device))
+
+
+def positions(lengths: Rows, extra: int, rows: Rows, last: Any = True) -> Rows:
+    """Where the values of `rows`, one row after another, stand in a packed field.
+
+    Args:
+        lengths: int64 `(n,)`, of all rows of the batch.
+        extra: values that the field holds of each row beyond its length.
+        rows: int64 `(k,)`, positions in `lengths`.
+        last: bool `(k,)` or one bool: which of them bring their extra values.
+    """
+    stored = lengths + extra
+    starts = np.cumsum(stored) - stored
+    return _ranges(starts[rows], lengths[rows] + extra * last)
+
+
+def _run(batch: SomeBatch, start: int, stop: int) -> SomeBatch:
+    """Neighbouring samples."""
+    axes = columns(type(batch))
+    fields: dict[str, Any] = {n: getattr(batch, n)[start:stop].clone() for n in axes["sample"]}
+    for name in axes["object"]:
+        fields[name] = list(getattr(batch, name)[start:stop])
+    if axes["token"]:
+        lengths = _lengths(batch)
+        before, inside = int(lengths[:start].sum()), int(lengths[start:stop].sum())
+        for name, extra in axes["token"].items():
+            at = before + extra * start
+            end = at + inside + extra * (stop - start)
+            fields[name] = getattr(batch, name)[at:end].clone()
+    return type(batch)(**fields)
+
+
+def _scattered(batch: SomeBatch, chosen: Rows) -> SomeBatch:
+    axes = columns(type(batch))
+    fields: dict[str, Any] = {n: take(getattr(batch, n), chosen) for n in axes["sample"]}
+    for name in axes["object"]:
+        column = getattr(batch, name)
+        fields[name] = [column[i] for i in chosen.tolist()]
+    if axes["token"]:
+        lengths = _lengths(batch)
+        at = {e: positions(lengths, e, chosen) for e in set(axes["token"].values())}
+        for name, extra in axes["token"].items():
+            fields[name] = take(getattr(batch, name), at[extra])
+    return type(batch)(**fields)
+
+
+def _lengths(batch: Batch) -> Rows:
+    return host(cast("TokenBatch", batch).lengths)
+
+
+def _ranges(starts: Rows, lengths: Rows) -> Rows:
     """`start, start + 1, ... start + length - 1` for each pair, joined."""
-    total = int(lengths.sum())
     ends = np.cumsum(lengths)
-    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    found = np.repeat(starts - (ends - lengths), lengths)
+    found += np.arange(len(found))
+    return found
 
 
-def _join(parts: Sequence[Any]) -> Any:
-    total = sum(len(p) for p in parts)
-    joined = parts[0].new_empty((total, *parts[0].shape[1:]))
-    at = 0
-    for part in parts:
-        joined[at : at + len(part)] = part
-        at += len(part)
-    return joined
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """One after another, with the first one's type and device."""
+    first = parts[0]
+    kind, device = first.dtype, first.device
+    alike = [p if p.dtype == kind and p.device == device else p.to(first) for p in parts]
+    return _torch().cat(alike)
+
+
+def _torch() -> Any:
+    """What made the tensors at hand: this layer uses it, and does not load it."""
+    return sys.modules["torch"]
