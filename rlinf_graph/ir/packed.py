@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -36,7 +36,7 @@ def select(batch: SomeBatch, rows: Sequence[int] | np.ndarray[Any, Any] | slice)
         return _run(batch, 0, 0)
     start, stop = int(chosen[0]), int(chosen[-1]) + 1
     if stop - start == len(chosen) and chosen.tobytes() == np.arange(start, stop).tobytes():
-        return _run(batch, start, stop)
+        return _whole(batch) if len(chosen) == len(batch) else _run(batch, start, stop)
     return _scattered(batch, chosen)
 
 
@@ -132,10 +132,11 @@ def host(tensor: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor.cpu() if hasattr(tensor, "cpu") else tensor)
 
 
-def take(column: Tensor, positions: Rows) -> Tensor:
-    """A copy of the values of `column` at `positions`, all of which it has."""
-    at = cast("Tensor", _torch().from_numpy(positions))
-    return column.index_select(0, at.to(column.device))
+def take(batch: Batch, names: Iterable[str], rows: Rows) -> dict[str, Any]:
+    """Copies of what stands at `rows` in the tensor fields with these names."""
+    at = _torch().from_numpy(rows)
+    found = {name: getattr(batch, name) for name in names}
+    return {name: column.index_select(0, at.to(column.device)) for name, column in found.items()}
 
 
 def positions(lengths: Rows, extra: int, rows: Rows, last: Any = True) -> Rows:
@@ -150,6 +151,13 @@ def positions(lengths: Rows, extra: int, rows: Rows, last: Any = True) -> Rows:
     stored = lengths + extra
     starts = np.cumsum(stored) - stored
     return _ranges(starts[rows], lengths[rows] + extra * last)
+
+
+@functools.cache
+def packed_names(kind: type[Batch]) -> list[tuple[int, list[str]]]:
+    """The packed fields of a batch type, by how many extra values they hold."""
+    extras = columns(kind)["token"]
+    return [(e, [n for n in extras if extras[n] == e]) for e in sorted(set(extras.values()))]
 
 
 def _run(batch: SomeBatch, start: int, stop: int) -> SomeBatch:
@@ -168,17 +176,25 @@ def _run(batch: SomeBatch, start: int, stop: int) -> SomeBatch:
     return type(batch)(**fields)
 
 
+def _whole(batch: SomeBatch) -> SomeBatch:
+    axes = columns(type(batch))
+    names = (*axes["sample"], *axes["token"])
+    fields: dict[str, Any] = {name: getattr(batch, name).clone() for name in names}
+    for name in axes["object"]:
+        fields[name] = list(getattr(batch, name))
+    return type(batch)(**fields)
+
+
 def _scattered(batch: SomeBatch, chosen: Rows) -> SomeBatch:
     axes = columns(type(batch))
-    fields: dict[str, Any] = {n: take(getattr(batch, n), chosen) for n in axes["sample"]}
+    fields = take(batch, axes["sample"], chosen)
     for name in axes["object"]:
         column = getattr(batch, name)
         fields[name] = [column[i] for i in chosen.tolist()]
     if axes["token"]:
         lengths = _lengths(batch)
-        at = {e: positions(lengths, e, chosen) for e in set(axes["token"].values())}
-        for name, extra in axes["token"].items():
-            fields[name] = take(getattr(batch, name), at[extra])
+        for extra, names in packed_names(type(batch)):
+            fields |= take(batch, names, positions(lengths, extra, chosen))
     return type(batch)(**fields)
 
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import numpy as np
 
 from rlinf_graph.ir.batch import Batch, TokenBatch
-from rlinf_graph.ir.packed import Rows, columns, concat, host, positions, select, take
+from rlinf_graph.ir.packed import (
+    Rows,
+    columns,
+    concat,
+    host,
+    packed_names,
+    positions,
+    select,
+    take,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,11 +70,10 @@ def _along_steps(whole: TokenBatch, order: Rows, last: np.ndarray[Any, Any]) -> 
     ends = np.flatnonzero(last) + 1
     starts = np.concatenate(([0], ends[:-1]))
     lengths = host(whole.lengths)
-    fields: dict[str, Any] = {n: take(getattr(whole, n), order[last]) for n in axes["sample"]}
+    fields = take(whole, axes["sample"], order[last])
     fields["lengths"] = whole.lengths.new_tensor(np.add.reduceat(lengths[order], starts))
-    at = {e: positions(lengths, e, order, last) for e in set(axes["token"].values())}
-    for name, extra in axes["token"].items():
-        fields[name] = take(getattr(whole, name), at[extra])
+    for extra, names in packed_names(type(whole)):
+        fields |= take(whole, names, positions(lengths, extra, order, last))
     cuts = list(zip(starts.tolist(), ends.tolist(), strict=True))
     for name in axes["object"]:
         column = getattr(whole, name)
@@ -147,8 +155,7 @@ def binned(lengths: Lengths, budget: int) -> list[Rows]:
         if found == len(rows):
             rows.append([])
         rows[found].append(row)
-        if weights[row] <= budget:
-            bisect.insort(room, (left - weights[row], found))
+        bisect.insort(room, (left - weights[row], found))
     return sorted((np.sort(np.array(r, dtype=np.int64)) for r in rows), key=lambda r: int(r[0]))
 
 
