@@ -1,13 +1,18 @@
 """The public names: `from rlinf_graph import rl`."""
 
+from rlinf_graph.dsl.env import Env
 from rlinf_graph.dsl.feedback import sync
+from rlinf_graph.dsl.loop import carry, state, unroll
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.dsl.node import Call, node
 from rlinf_graph.dsl.pipeline import Pipeline, pipeline
 from rlinf_graph.ir.batch import Batch, Granularity, TokenBatch, objects, per_sample, per_token
 from rlinf_graph.ir.batches import (
+    Actions,
     Advantages,
+    Dialogs,
     Examples,
+    Observations,
     Prompt,
     Prompts,
     ProximalLogprobs,
@@ -15,9 +20,13 @@ from rlinf_graph.ir.batches import (
     Returns,
     Rewards,
     Rollouts,
+    Scalars,
+    StepRewards,
+    StepValues,
     TokenAdvantages,
     TokenExamples,
     TokenRewards,
+    Transitions,
     Values,
     Weights,
 )
@@ -28,6 +37,7 @@ from rlinf_graph.ir.work import Forward, Generate, HostWork, Lengths, Train, Vol
 from rlinf_graph.nodes.advantage import gae, group_advantages
 from rlinf_graph.nodes.data import dataset, examples
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
+from rlinf_graph.nodes.env import act, each_step, play, reset, step
 from rlinf_graph.nodes.evaluate import evaluate
 from rlinf_graph.nodes.execution import emit, engine_of, metric
 from rlinf_graph.nodes.loss import GRPOLoss, Loss, PPOLoss, SupervisedLoss, ValueLoss
@@ -49,12 +59,15 @@ __all__ = [
     "BATCH",
     "GROUP",
     "SAMPLE",
+    "Actions",
     "AdamW",
     "Advantages",
     "Batch",
     "Call",
     "CompileError",
     "Diagnostic",
+    "Dialogs",
+    "Env",
     "Examples",
     "Forward",
     "Frozen",
@@ -66,6 +79,7 @@ __all__ = [
     "Loss",
     "Metrics",
     "Model",
+    "Observations",
     "Outputs",
     "PPOLoss",
     "Pipeline",
@@ -79,6 +93,9 @@ __all__ = [
     "Rewards",
     "Role",
     "Rollouts",
+    "Scalars",
+    "StepRewards",
+    "StepValues",
     "SupervisedLoss",
     "TokenAdvantages",
     "TokenBatch",
@@ -86,13 +103,17 @@ __all__ = [
     "TokenRewards",
     "Train",
     "TrainBatch",
+    "Transitions",
     "Unit",
     "ValueLoss",
     "Values",
     "Volume",
     "Weights",
     "Work",
+    "act",
+    "carry",
     "dataset",
+    "each_step",
     "emit",
     "engine_of",
     "evaluate",
@@ -107,13 +128,18 @@ __all__ = [
     "per_sample",
     "per_token",
     "pipeline",
+    "play",
     "proximal_logprobs",
     "reference_logprobs",
+    "reset",
     "rollout",
     "score",
+    "state",
+    "step",
     "struct",
     "sync",
     "train",
+    "unroll",
     "values",
     "verify",
 ]

@@ -1,63 +1,115 @@
-"""The batches that lie on edges, by iteration and sample index."""
+"""The batches that lie on edges, by moment and sample index."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
+from rlinf_graph.ir.position import Moment
 
 Rows = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one rank has put on an edge at once.
+
+    Attributes:
+        rows: the samples that are accounted for with it: its share.
+        index: those that are there: all of `rows`, or fewer where a node has left some out.
+        batch: of them.
+    """
+
+    rows: Rows
+    index: Rows
+    batch: Batch
+
+
+def index_of(batch: Batch) -> Rows:
+    """The indices of a batch's samples."""
+    return np.asarray(batch.index.cpu(), dtype=np.int64)
+
+
+def require_share(rows: Rows, index: Rows) -> None:
+    """Make sure that a node made samples of its own share only.
+
+    Raises:
+        ValueError: for an index that belongs to another rank or chunk, or to none.
+    """
+    if not np.array_equal(rows, index) and not np.isin(index, rows).all():
+        wrong = ", ".join(map(str, index[~np.isin(index, rows)][:3].tolist()))
+        given = f"{rows.min()} to {rows.max()}" if len(rows) else "none"
+        raise ValueError(
+            f"its output has samples with index {wrong}, and it was given those of index {given}; "
+            "keep the `index` of what a sample was made of"
+        )
+
+
 class Edges:
-    """Holds what was put on each edge until every consumer is done with its iteration."""
+    """Holds what was put on each edge until every consumer is done with its moment."""
 
     def __init__(self) -> None:
         """No edge holds anything."""
-        self._parts: dict[tuple[str, int], list[Batch]] = defaultdict(list)
-        self._places: dict[tuple[str, int], dict[int, tuple[int, int]]] = defaultdict(dict)
+        self._parts: dict[tuple[str, Moment], list[Part]] = defaultdict(list)
 
-    def put(self, edge: str, iteration: int, batch: Batch) -> Rows:
-        """Keep a batch; the indices of its samples."""
-        rows = np.asarray(batch.index.cpu(), dtype=np.int64)
-        parts = self._parts[edge, iteration]
-        places = {row: (len(parts), position) for position, row in enumerate(rows.tolist())}
-        self._places[edge, iteration] |= places
-        parts.append(batch)
-        return rows
-
-    def has(self, edge: str, iteration: int, rows: Rows) -> bool:
-        """Whether all samples with these indices have been put."""
-        places = self._places.get((edge, iteration))
-        return places is not None and all(row in places for row in rows.tolist())
-
-    def take(self, edge: str, iteration: int, rows: Rows) -> Batch:
-        """The samples with these indices, in this order; all of them have been put.
+    def put(self, edge: str, moment: Moment, rows: Rows, batch: Batch) -> None:
+        """Keep a batch that accounts for `rows`.
 
         Raises:
-            KeyError: for a sample that has not been put.
+            ValueError: see `require_share`.
         """
-        parts, places = self._parts[edge, iteration], self._places[edge, iteration]
-        found = np.array([places[row] for row in rows.tolist()]).reshape(-1, 2)
-        used = np.unique(found[:, 0])
-        if not len(used):
-            return packed.select(parts[0], rows)
-        chosen = [_chosen(parts[part], found[found[:, 0] == part, 1]) for part in used]
-        joined = packed.concat(chosen)
-        order = np.argsort(np.argsort(found[:, 0], kind="stable"))
-        straight = np.array_equal(order, np.arange(len(order)))
-        return joined if straight else packed.select(joined, order)
+        index = index_of(batch)
+        require_share(rows, index)
+        self._parts[edge, moment].append(Part(rows, index, batch))
 
-    def drop(self, edge: str, iteration: int) -> None:
-        """Forget an iteration of an edge."""
-        self._parts.pop((edge, iteration), None)
-        self._places.pop((edge, iteration), None)
+    def has(self, edge: str, moment: Moment, rows: Rows) -> bool:
+        """Whether all samples with these indices are accounted for."""
+        parts = self._parts.get((edge, moment), [])
+        if any(np.array_equal(part.rows, rows) for part in parts):
+            return True
+        return bool(parts) and bool(np.isin(rows, np.concatenate([p.rows for p in parts])).all())
+
+    def take(self, edge: str, moment: Moment, rows: Rows) -> Batch:
+        """Those of the samples with these indices that are there, in this order.
+
+        Raises:
+            KeyError: where nothing has been put.
+        """
+        parts = self._parts.get((edge, moment), [])
+        if not parts:
+            raise KeyError(edge)
+        if len(parts) == 1 and np.array_equal(parts[0].index, rows):
+            return parts[0].batch
+        return _assembled(parts, rows)
+
+    def drop(self, edge: str, moment: Moment) -> None:
+        """Forget a moment of an edge."""
+        self._parts.pop((edge, moment), None)
 
 
-def _chosen(batch: Batch, positions: NDArray[np.int64]) -> Batch:
+def _assembled(parts: list[Part], rows: Rows) -> Batch:
+    """Cut each part, join the pieces, put them into the order of `rows`."""
+    index = np.concatenate([part.index for part in parts])
+    owner = np.repeat(np.arange(len(parts)), [len(part.index) for part in parts])
+    order = np.argsort(index, kind="stable")
+    at = np.minimum(np.searchsorted(index[order], rows), max(0, len(index) - 1))
+    found = order[at][index[order][at] == rows] if len(index) else order
+    if not len(found):
+        return packed.select(parts[0].batch, found)
+    starts = np.cumsum([0, *(len(part.index) for part in parts)])
+    used = np.unique(owner[found])
+    pieces = [_chosen(parts[u].batch, found[owner[found] == u] - starts[u]) for u in used]
+    joined = packed.concat(pieces)
+    places = np.argsort(np.argsort(owner[found], kind="stable"))
+    straight = np.array_equal(places, np.arange(len(places)))
+    return joined if straight else packed.select(joined, places)
+
+
+def _chosen(batch: Batch, positions: Rows) -> Batch:
     whole = np.array_equal(positions, np.arange(len(batch)))
     return batch if whole else packed.select(batch, positions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, ModelUse, Node
 from rlinf_graph.ir.node_type import Port, Role
-from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.plan import NodePlan, Plan
 from rlinf_graph.ir.program import WorkerGroup
 from rlinf_graph.nodes.engine import Engine, engine_class
 
@@ -66,6 +66,10 @@ class Engines:
         """The engine of a rank of a train node."""
         use = self._graph.node(group.name).models[0]
         return self._engines[self._instance(group, rank, use)]
+
+    def settings(self, group: WorkerGroup) -> NodePlan:
+        """The plan's settings of a node."""
+        return self._plan.settings(group.name)
 
     def lacks(self, group: WorkerGroup, rank: int, model: str, version: int) -> bool:
         """Whether a reader holds another version of the model's weights."""

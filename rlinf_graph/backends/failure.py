@@ -8,7 +8,7 @@ from pathlib import Path
 import rlinf_graph
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.graph import Node
-from rlinf_graph.ir.program import Position
+from rlinf_graph.ir.position import Position
 
 _PACKAGE = str(Path(rlinf_graph.__file__).parent)
 

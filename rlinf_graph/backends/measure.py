@@ -13,8 +13,10 @@ import numpy as np
 
 from rlinf_graph.backends.cores import on_cores
 from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
-from rlinf_graph.backends.rank import Rank, project
+from rlinf_graph.backends.rank import Rank
+from rlinf_graph.backends.slots import project
 from rlinf_graph.backends.stopwatch import timed, watched
 from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir import packed
@@ -27,7 +29,9 @@ from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.measurement import Kind, Measurement, quantiles
 from rlinf_graph.ir.node_type import Place, Port, Role, Unit
 from rlinf_graph.ir.plan import Leaf, PipelineRef, Plan, Turn
-from rlinf_graph.ir.program import Position, WorkerGroup
+from rlinf_graph.ir.position import Position
+from rlinf_graph.ir.program import WorkerGroup
+from rlinf_graph.ir.wiring import made_by
 from rlinf_graph.ir.work import Generate
 from rlinf_graph.nodes.engine import Engine
 from rlinf_graph.nodes.metric import Metrics
@@ -62,7 +66,7 @@ class Bench:
         """
         self.graph, self.seed = graph, seed
         self.made: list[Measurement] = []
-        nodes = [node for node in graph.nodes if node.role is not Role.SYNC]
+        nodes = [node for node in graph.nodes if node.role not in (Role.SYNC, Role.REGION)]
         leaves = tuple(Leaf(node=n.name, devices=(device,)) for n in nodes if not _is_host(n))
         reference = PipelineRef(file="", name=graph.name)
         plan = Plan(pipeline=reference, placement=Turn(parts=leaves))
@@ -71,6 +75,7 @@ class Bench:
         self._engines = Engines(graph, plan, cluster, places, seed=seed, initial=initial)
         self._cores = 1 if cluster.group_of(device).device.kind == "cpu" else 0
         self._registers: dict[str, Any] = {}
+        self._environments = Registers(graph, plan, seed)
         self._ranks = {name: self._rank(graph, name) for name in self._groups}
 
     def nodes(self) -> Iterator[list[Measurement]]:
@@ -81,6 +86,8 @@ class Bench:
         """
         with on_cores(self._cores):
             for node in in_order(self.graph):
+                if node.role is Role.REGION:
+                    continue
                 self.made = []
                 self.node(node)
                 yield self.made
@@ -202,22 +209,29 @@ class Bench:
     def _inputs(self, node: Node, samples: int) -> dict[str, Batch]:
         """The first samples of every input."""
         rows = np.arange(samples)
-        return {edge.param: packed.select(self._output(edge.source), rows)
-                for edge in node.inputs if edge.type != "Weights"}  # fmt: skip
+        return {param: packed.select(self._output(source), rows)
+                for param, source in self._sources(node).items()}  # fmt: skip
+
+    def _sources(self, node: Node) -> dict[str, Source]:
+        """What comes to each parameter at the beginning: in the first step of the loops around."""
+        given = [edge for edge in node.inputs if edge.type != "Weights" and not edge.lag]
+        return {edge.param: self.graph.entry_of(node, edge.source) for edge in given}
 
     def _output(self, source: Source) -> Batch:
-        return project(self._ranks[source.node].outputs[source.output], source.field)
+        """What a node has put out; of a loop what one step of it has."""
+        made, _leaving = made_by(self.graph, source)
+        return project(self._ranks[made.node].outputs[made.output], made.field)
 
     def _count(self, node: Node) -> int:
         """Samples that all inputs have; 0 without inputs."""
-        edges = [edge for edge in node.inputs if edge.type != "Weights"]
-        return min((len(self._output(edge.source)) for edge in edges), default=0)
+        sources = self._sources(node).values()
+        return min((len(self._output(source)) for source in sources), default=0)
 
     def _group_size(self, node: Node) -> int:
         """Samples of a prompt in what the node takes."""
         if not self._count(node):
             return 1
-        batch = self._output(node.inputs[0].source)
+        batch = self._output(next(iter(self._sources(node).values())))
         return len(batch) // max(1, len(batch.group.unique()))
 
     def _serves(self, name: str, model: str) -> bool:
@@ -226,7 +240,7 @@ class Bench:
 
     def _rank(self, graph: Graph, name: str) -> Rank:
         group = self._groups[name]
-        return Rank(graph, group, 0, self._engines, self._registers, self.seed)
+        return Rank(graph, group, 0, self._engines, self._environments, self._registers, self.seed)
 
     def _with_option(self, node: Node, option: str, value: Any) -> Rank:
         options = tuple((n, value if n == option else old) for n, old in node.options)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any, cast
 
+import numpy as np
+
 from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.environments import Registers
+from rlinf_graph.backends.slots import Slots
+from rlinf_graph.dsl.env import Env
 from rlinf_graph.dsl.model import Model
 from rlinf_graph.dsl.node import definitions
-from rlinf_graph.ir.batch import Batch
-from rlinf_graph.ir.batches import Examples, Rollouts
+from rlinf_graph.ir import packed, ragged
+from rlinf_graph.ir.batch import Batch, TokenBatch
+from rlinf_graph.ir.batches import Examples, Rollouts, Transitions
 from rlinf_graph.ir.diagnostic import fail
-from rlinf_graph.ir.graph import Graph, ModelDef, Node
-from rlinf_graph.ir.program import Position, WorkerGroup
+from rlinf_graph.ir.graph import EnvDef, Graph, ModelDef, Node
+from rlinf_graph.ir.position import Position
+from rlinf_graph.ir.program import Gather, Keep, Send, WorkerGroup
 from rlinf_graph.ir.value import FunctionRef
 from rlinf_graph.nodes.engine import Engine
 from rlinf_graph.nodes.execution import Execution, executing
@@ -35,6 +42,7 @@ class Rank:
         group: WorkerGroup,
         number: int,
         engines: Engines,
+        environments: Registers,
         registers: MutableMapping[str, Any],
         seed: int,
     ) -> None:
@@ -45,14 +53,42 @@ class Rank:
         self.weight = 0.0
         self._graph, self._group, self._number = graph, group, number
         self._engines, self._registers, self._seed = engines, registers, seed
+        self._environments = environments
+        self._slots = Slots()
+        models = {u.param: _handle(graph.model(u.model)) for u in self.node.models}
+        envs = {param: _env_handle(graph.env(name)) for param, name in self.node.envs}
+        self._fixed = {**models, **envs, **options_of(self.node)}
 
     def run(self, at: Position, metrics: Metrics) -> None:
-        """Run the node on the bound parameters."""
-        models = {u.param: _handle(self._graph.model(u.model)) for u in self.node.models}
-        arguments = {**self.bound, **models, **options_of(self.node)}
+        """Run the node on the bound parameters; on no samples at all only the first time."""
+        if self.outputs and self.bound and not any(map(len, self.bound.values())):
+            self.outputs = tuple(packed.select(made, []) for made in self.outputs)
+            return
         with executing(self._execution(at, metrics)):
-            made = definitions[self.node.type].kernel(**arguments)
+            made = definitions[self.node.type].kernel(**self.bound, **self._fixed)
         self.outputs = made if isinstance(made, tuple) else (made,)
+
+    def aside(self, instruction: Keep | Gather) -> None:
+        """Put an output aside, or join what has been."""
+        if isinstance(instruction, Keep):
+            self._slots.keep(instruction, self.outputs)
+        else:
+            self._slots.gather(instruction.slot)
+
+    def outgoing(self, send: Send) -> Batch:
+        """What goes out to an edge."""
+        return self._slots.outgoing(send, self.outputs)
+
+    def repartition(self) -> None:
+        """Of a micro-batch that all ranks have bound, keep this one's part of the tokens."""
+        longest = next((b for b in self.bound.values() if isinstance(b, TokenBatch)), None)
+        if longest is None:  # demonstrations are not tokenized yet: equal numbers of them
+            count = len(next(iter(self.bound.values())))
+            lengths = np.ones(count, dtype=np.int64)
+        else:
+            lengths = longest.lengths
+        mine = ragged.balanced(lengths, self._group.ranks)[self._number]
+        self.bound = {param: packed.select(batch, mine) for param, batch in self.bound.items()}
 
     def accumulate(self, at: Position, metrics: Metrics) -> None:
         """Forward and backward of the bound micro-batch.
@@ -67,15 +103,35 @@ class Rank:
                 param: tokenize_examples(batch, engine) if isinstance(batch, Examples) else batch
                 for param, batch in self.bound.items()
             }
-            loss = self.node.option("loss")
-            self.weight += engine.accumulate(train_batch(tokenized), loss, metrics)
+            for part in self._calls(tokenized):
+                loss = self.node.option("loss")
+                self.weight += engine.accumulate(train_batch(part), loss, metrics)
+
+    def _calls(self, bound: dict[str, Batch]) -> Iterator[dict[str, Batch]]:
+        """The micro-batch, in as many calls as the plan's limit of tokens asks for; none, if empty.
+
+        A filter may have left a micro-batch without samples.
+        """
+        samples = cast("TokenBatch", bound["samples"])
+        budget = self._engines.settings(self._group).micro_tokens
+        if not len(samples):
+            return
+        if budget is None:
+            yield bound
+            return
+        for rows in ragged.within_tokens(samples.lengths, budget):
+            yield {param: packed.select(batch, rows) for param, batch in bound.items()}
 
     def _refuse_stale(self, at: Position) -> None:
         sync = self._graph.syncs().get(self.node.models[0].model)
         samples = self.bound["samples"]
-        if sync is None or not isinstance(samples, Rollouts) or not bool(samples.mask.any()):
+        if sync is None or not isinstance(samples, Rollouts | Transitions):
             return
-        oldest = int(samples.versions[samples.mask].min())
+        versions = samples.versions
+        versions = versions[samples.mask] if isinstance(samples, Rollouts) else versions
+        if not len(versions):
+            return
+        oldest = int(versions.min())
         limit = sync.option("max_staleness")
         if at.iteration - oldest > limit:
             raise fail(
@@ -110,6 +166,8 @@ class Rank:
             versions=self._engines.versions(self._group, self._number),
             registers=self._registers,
             metrics=metrics,
+            steps=at.steps,
+            environments=self._environments.of(self.node),
         )
 
 
@@ -121,13 +179,11 @@ def options_of(node: Node) -> dict[str, Any]:
     }
 
 
-def project(value: Any, field: tuple[str, ...]) -> Any:
-    """The field of an output that an edge carries."""
-    for name in field:
-        value = getattr(value, name)
-    return value
-
-
 def _handle(model: ModelDef) -> Model:
     """What a kernel gets for a model; its engine it finds by the parameter's name."""
     return Model(model.path, name=model.name, head=cast("Any", model.head))
+
+
+def _env_handle(env: EnvDef) -> Env:
+    """What a kernel gets for an environment; its engine's copies it finds by the parameter."""
+    return Env(str(env.path), count=env.count, name=env.name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import networkx as nx
 
-from rlinf_graph.compiler.lower import is_host
+from rlinf_graph.compiler.lower import chunks_of, is_host, works
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
 from rlinf_graph.ir.flow import find_cycle
@@ -119,16 +119,19 @@ def sizes_divide(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagno
     """Every rank of every micro-batch gets the same number of samples, groups whole."""
     for node in device_nodes(graph):
         settings = plan.settings(node.name)
+        if not node.inputs:
+            continue
         ranks, edge = settings.parallel.dp, node.inputs[0]
-        volume = graph.node(edge.source.node).volume[edge.source.output]
+        volume = graph.volume(node, edge.source)
         if node.role is Role.TRAIN:
             size = node.option("minibatch") or volume.samples
             parts, what = ranks * (settings.micro_batch or 1), f"minibatch of {size} samples"
             cut = f"dp {ranks} × micro-batch {settings.micro_batch or 1}"
         else:
-            size, parts = volume.samples // volume.group, ranks * settings.chunks
+            chunks = chunks_of(graph, plan, node)
+            size, parts = volume.samples // volume.group, ranks * chunks
             what = f"{size} {'groups' if volume.group > 1 else 'samples'}"
-            cut = f"{settings.chunks} chunks × dp {ranks}"
+            cut = f"{chunks} chunks × dp {ranks}"
         if node.role is Role.EVALUATE and size >= parts:
             continue  # its shares may differ by one sample
         if size % parts:
@@ -179,6 +182,31 @@ def micro_batch_turns_match(graph: Graph, plan: Plan, _cluster: Cluster) -> Iter
                 yield Diagnostic("RG0602", message, graph.span, notes=(shown,))
 
 
+def regions_are_subtrees(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """The device nodes of a region stand together, and take turns only within its steps."""
+    for region in graph.with_role(Role.REGION):
+        inside = {n.name for n in graph.nodes if region.name in graph.regions_of(n.name)}
+        for part in inner_parts(plan.placement):
+            below = [{leaf.node for leaf in leaves_of(branch)} for branch in part.parts]
+            mine = [names for names in below if names & inside]
+            if len(mine) < 2:
+                continue
+            strangers = sorted(set[str]().union(*below) - inside)
+            if strangers:
+                message = (
+                    f"`{strangers[0]}` stands between the nodes of `{region.name}` in the plan"
+                )
+                yield Diagnostic("RG0602", message, region.span)
+            elif isinstance(part, Turn) and part.per == "iteration":
+                yield Diagnostic(
+                    "RG0602",
+                    f"the nodes of `{region.name}` wait for each other in every step, and take "
+                    "turns once an iteration",
+                    region.span,
+                    help=('"per": "micro_batch" in that turn of the plan',),
+                )
+
+
 BELONGING: tuple[Rule, ...] = (made_for_this_graph, every_node_has_a_place, devices_exist)
 FITTING: tuple[Rule, ...] = (
     parts_are_disjoint,
@@ -187,18 +215,18 @@ FITTING: tuple[Rule, ...] = (
     turns_follow_the_flow,
     staleness_is_allowed,
     micro_batch_turns_match,
+    regions_are_subtrees,
 )
 
 
 def device_nodes(graph: Graph) -> list[Node]:
     """The nodes that a plan places."""
-    return [n for n in graph.nodes if not is_host(n) and n.role is not Role.SYNC]
+    return [n for n in graph.nodes if works(n) and not is_host(n)]
 
 
 def _rounds(graph: Graph, plan: Plan, name: str) -> int:
     node = graph.node(name)
     if node.role is not Role.TRAIN:
-        return plan.settings(name).chunks
-    source = node.inputs[0].source
-    samples = graph.node(source.node).volume[source.output].samples
+        return chunks_of(graph, plan, node)
+    samples = graph.volume(node, node.inputs[0].source).samples
     return samples // (node.option("minibatch") or samples) * node.option("epochs")

@@ -5,34 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rlinf_graph.compiler.lower_loops import Loops
 from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Place, Port, Role, Unit
 from rlinf_graph.ir.plan import Leaf, Placement, Plan, SyncPlan, Turn, devices_of, leaves_of
+from rlinf_graph.ir.position import Part, Select
 from rlinf_graph.ir.program import (
     Accumulate,
     Acquire,
     Advance,
     Await,
+    Branch,
     Channel,
-    Free,
     Instruction,
     Load,
     Offload,
     OptimizerStep,
-    Part,
     Program,
     Publish,
-    Recv,
     Release,
+    Repartition,
     Repeat,
     Ring,
     Run,
-    Select,
-    Send,
     When,
     WorkerGroup,
 )
+from rlinf_graph.ir.wiring import Wiring, wiring
+
+STEPS_AHEAD = 3
+"""Steps of a loop that an edge inside it holds at most: one comes, one goes, one is carried."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,19 @@ def lower(graph: Graph, plan: Plan) -> Program:
     """
     rings, holds = _rings(plan.placement)
     lag = max((sync.staleness for sync in plan.syncs.values()), default=0)
-    lowering = _Lowering(graph, plan, holds)
+    wires = wiring(graph)
+    lowering = _Lowering(graph, plan, holds, wires)
     return Program(
         name=graph.name,
-        groups=tuple(lowering.group(n) for n in graph.nodes if n.role is not Role.SYNC),
-        channels=tuple(_channels(graph, capacity=lag + 1)),
+        groups=tuple(lowering.group(n) for n in graph.nodes if works(n)),
+        channels=tuple(_channels(graph, wires, capacity=lag + 1)),
         rings=tuple(rings),
     )
+
+
+def works(node: Node) -> bool:
+    """Whether a node has workers: regions and deliveries of weights are carried out by others."""
+    return node.role not in (Role.SYNC, Role.REGION)
 
 
 def is_host(node: Node) -> bool:
@@ -69,15 +78,29 @@ def is_host(node: Node) -> bool:
 
 def host_chunks(graph: Graph, plan: Plan, node: Node) -> int:
     """The parts in which a host node takes its stream: as its producers emit it."""
-    if node.unit is Unit.BATCH or node.role is Role.SOURCE:
+    if node.unit is Unit.BATCH or node.role in (Role.SOURCE, Role.REGION):
         return 1
+    if node.region:
+        return plan.regions.get(node.region, 1)
     producers = {graph.node(edge.source.node).name for edge in node.inputs}
     return max((chunks_of(graph, plan, graph.node(p)) for p in sorted(producers)), default=1)
 
 
 def chunks_of(graph: Graph, plan: Plan, node: Node) -> int:
     """The parts in which any node emits."""
-    return host_chunks(graph, plan, node) if is_host(node) else plan.settings(node.name).chunks
+    if is_host(node) or node.region:
+        return host_chunks(graph, plan, node)
+    return plan.settings(node.name).chunks
+
+
+def once(graph: Graph, node: Node) -> bool:
+    """Whether only the first iteration needs what a node makes: a state begins with it."""
+    edges = graph.out_of(node.name)
+    return bool(edges) and all(
+        not edge.lag and (target.role is Role.STATE or (works(target) and once(graph, target)))
+        for edge in edges
+        for target in (graph.node(edge.target),)
+    )
 
 
 def cadence(graph: Graph, node: Node) -> int:
@@ -95,6 +118,7 @@ class _Lowering:
     graph: Graph
     plan: Plan
     holds: dict[str, list[_Hold]]
+    wiring: Wiring
 
     def group(self, node: Node) -> WorkerGroup:
         host = is_host(node)
@@ -107,31 +131,36 @@ class _Lowering:
         )
 
     def _compute(self, node: Node) -> tuple[Instruction, ...]:
-        edges = self.graph.into(node.name)
+        loops = self._loops(node)
         chunks = chunks_of(self.graph, self.plan, node)
-        streams = node.unit is not Unit.BATCH and bool(edges)
+        streams = node.unit is not Unit.BATCH and bool(loops.ways)
         select = Select(Part.CHUNK, chunks) if streams else Select(Part.ALL)
         samples = node.volume[0].samples if node.volume else self._samples(node)
         inner = (
             *(Advance(node.name) for _ in [0] if node.role is Role.SOURCE),
-            *(Recv(edge.name, edge.param, select) for edge in edges),
+            *loops.receive(select),
             Run(node.name, samples // chunks),
-            *(Send(e.name, e.source.output, e.source.field) for e in self.graph.out_of(node.name)),
+            *loops.send(),
         )
         held = self._held(node, "micro_batch", inner)
         loop: tuple[Instruction, ...] = (Repeat("chunk", chunks, held),) if streams else held
-        return (*self._awaits(node), *loop, *(Free(edge.name) for edge in edges))
+        return (*self._awaits(node), *loops.around(loop))
 
     def _train(self, node: Node) -> tuple[Instruction, ...]:
-        edges = self.graph.into(node.name)
+        loops = self._loops(node)
         settings, samples = self.plan.settings(node.name), self._samples(node)
         minibatch = node.option("minibatch") or samples
         width = settings.parallel.dp * (settings.micro_batch or minibatch // settings.parallel.dp)
         select = Select(
-            Part.MINIBATCH, samples // minibatch, minibatch // width, node.option("epochs") > 1
+            part=Part.MINIBATCH,
+            count=samples // minibatch,
+            micro_batches=minibatch // width,
+            permute=node.option("epochs") > 1,
+            balanced=settings.balanced and settings.parallel.dp > 1,
         )
         micro = (
-            *(Recv(edge.name, edge.param, select) for edge in edges),
+            *loops.receive(select),
+            *(Repartition(node.name) for _ in [0] if select.balanced),
             Accumulate(node.name, width),
         )
         step = (
@@ -140,10 +169,13 @@ class _Lowering:
         )
         minibatches = Repeat("minibatch", select.count, self._held(node, "micro_batch", step))
         return (
-            Repeat("epoch", node.option("epochs"), (minibatches,)),
-            *(Free(edge.name) for edge in edges),
+            *loops.around((Repeat("epoch", node.option("epochs"), (minibatches,)),)),
             Publish(node.models[0].model, node.name),
         )
+
+    def _loops(self, node: Node) -> Loops:
+        ways, wires = self.wiring.into(node.name), self.wiring.out_of(node.name)
+        return Loops(self.graph, node, ways, wires)
 
     def _whole(self, node: Node, body: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
         """The body with what happens around it once an iteration."""
@@ -151,6 +183,7 @@ class _Lowering:
             body = (Load(node.name), *body, Offload(node.name))
         every = cadence(self.graph, node)
         body = (When(every, body),) if every > 1 else body
+        body = (Branch(0, "first", body),) if once(self.graph, node) else body
         return self._held(node, "iteration", body)
 
     def _held(self, node: Node, per: str, body: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
@@ -178,22 +211,21 @@ class _Lowering:
         return awaits
 
     def _samples(self, node: Node) -> int:
-        source = node.inputs[0].source
-        return self.graph.node(source.node).volume[source.output].samples
+        return self.graph.volume(node, node.inputs[0].source).samples
 
 
-def _channels(graph: Graph, capacity: int) -> list[Channel]:
+def _channels(graph: Graph, wires: Wiring, capacity: int) -> list[Channel]:
     return [
         Channel(
-            edge=edge.name,
-            source=edge.source,
-            target=edge.target,
-            param=edge.param,
-            samples=graph.node(edge.source.node).volume[edge.source.output].samples,
-            capacity=capacity,
+            edge=wire.name,
+            source=wire.source,
+            target=wire.target,
+            param=wire.param,
+            samples=graph.node(wire.source.node).volume[wire.source.output].samples,
+            capacity=STEPS_AHEAD if wire.depth else capacity + wire.lag,
+            depth=wire.depth,
         )
-        for edge in graph.edges
-        if edge.type != "Weights"
+        for wire in wires.wires
     ]
 
 

@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.lower import cadence, is_host
 from rlinf_graph.ir.cluster import Cluster
-from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.interpreter import Interpreter
 from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.position import Moment, Position
 from rlinf_graph.ir.program import (
     Accumulate,
     Acquire,
     Await,
+    Branch,
     Instruction,
     Load,
     Offload,
     OptimizerStep,
-    Position,
     Program,
     Recv,
     Repeat,
@@ -37,13 +38,18 @@ MOST_MICRO_BATCHES = 8
 """Of a minibatch, in a simulation: finer ones change nothing but when its first one can start."""
 
 
+MOST_STEPS = 8
+"""Of a loop, in a simulation: more of them only repeat how its nodes wait for each other."""
+
+
 @dataclass(frozen=True)
 class SimulatedMachine:
     """Durations from the cost model; batches are not there.
 
     A node that runs in every k-th iteration costs a k-th of its time in each, so that an iteration
-    is the average one. `merged` says how many micro-batches of a node stand for one,
-    `leading` which edges come first of those that a node takes in together.
+    is the average one. `merged` says how many micro-batches of a node stand for one, `runs` how
+    often a node runs in an iteration here, `stretched` how many steps of its loops one step stands
+    for, `leading` which edges come first of those that a node takes in together.
     """
 
     graph: Graph
@@ -51,6 +57,8 @@ class SimulatedMachine:
     cluster: Cluster
     costs: CostModel
     merged: Mapping[str, int] = field(default_factory=dict[str, int])
+    runs: Mapping[str, int] = field(default_factory=dict[str, int])
+    stretched: Mapping[str, float] = field(default_factory=dict[str, float])
     leading: frozenset[str] = frozenset()
 
     def perform(
@@ -61,17 +69,18 @@ class SimulatedMachine:
     ) -> float:
         """Seconds of an instruction."""
         node = self.graph.node(group.name)
+        every = cadence(self.graph, node)
+        runs = self.runs.get(node.name) or max(1, _runs(group.body))
         if is_host(node):
             if not isinstance(instruction, Run):
                 return 0.0
             processes = self.plan.host.get(node.name, 1)
             seconds = self.costs.host(node, processes, self.cluster.groups[0]).seconds
-            return seconds / group.chunks / cadence(self.graph, node)
+            return seconds / runs / every
         settings, devices = self.plan.settings(node.name), self.plan.devices(node.name)
         match instruction:
             case Run():
-                every = cadence(self.graph, node)
-                return self.costs.chunk_seconds(node, devices, settings) / every
+                return self.costs.node(node, devices, settings).seconds / runs / every
             case Accumulate(samples=samples):
                 each = self.costs.accumulate_seconds(node, devices, settings, samples)
                 return each * self.merged.get(node.name, 1)
@@ -93,20 +102,25 @@ class SimulatedMachine:
         every = cadence(self.graph, self.graph.node(group.name))
         return self.costs.sync(model, source, group.devices, method)[0] / every
 
-    def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
+    def take(
+        self, group: WorkerGroup, recv: Recv, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
         """Nothing is there to take."""
 
     def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:
         """Once for the edges that come together, and once for all micro-batches of a minibatch."""
         if isinstance(instruction, Recv):
             again = at.micro_batch or at.epoch or instruction.edge not in self.leading
-            return 0.0 if again else self.costs.handover(samples)
+            times = self.stretched.get(instruction.edge, 1.0) if at.steps else 1.0
+            return 0.0 if again else self.costs.handover(samples) * times
         return self.costs.handover(samples)
 
-    def put(self, group: WorkerGroup, send: Send, at: Position) -> None:
+    def put(
+        self, group: WorkerGroup, send: Send, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
         """Nothing is there to put: the share of the position counts as put."""
 
-    def drop(self, edge: str, iteration: int) -> None:
+    def drop(self, edge: str, moment: Moment) -> None:
         """Nothing is held."""
 
     def finish(self, group: WorkerGroup, at: Position) -> None:
@@ -115,19 +129,49 @@ class SimulatedMachine:
 
 def simulate(
     program: Program, graph: Graph, plan: Plan, cluster: Cluster, costs: CostModel,
-    iterations: int = 6,
+    iterations: int = 6, *, exact: bool = False,
 ) -> list[Event]:  # fmt: skip
-    """The timeline of a program by the cost model; rank 0 stands for each group."""
+    """The timeline of a program by the cost model; rank 0 stands for each group.
+
+    `exact` simulates every instruction of every rank, as a run would carry it out.
+    """
+    leading = frozenset(ways[0] for node in graph.nodes if (ways := _edges_into(program, node)))
+    if exact:
+        runs = {group.name: _runs(group.body) for group in program.groups}
+        machine = SimulatedMachine(graph, plan, cluster, costs, runs=runs, leading=leading)
+        return Interpreter(program, machine).run(iterations)
     groups, merged = list[WorkerGroup](), dict[str, int]()
     for group in program.groups:
         body, times = _simplified(group.body)
         groups.append(replace(group, body=body))
         merged[group.name] = times
-    leading = frozenset(edges[0].name for node in graph.nodes if (edges := graph.into(node.name)))
-    machine = SimulatedMachine(graph, plan, cluster, costs, merged, leading)
+    runs = {group.name: max(1, _runs(group.body)) for group in groups}
+    factors = {g.name: _runs(g.body) / runs[g.name] for g in program.groups}
+    stretched = {channel.edge: factors[channel.target] for channel in program.channels}
+    machine = SimulatedMachine(graph, plan, cluster, costs, merged, runs, stretched, leading)
     return Interpreter(replace(program, groups=tuple(groups)), machine, one_rank=True).run(
         iterations
     )
+
+
+def _edges_into(program: Program, node: Node) -> list[str]:
+    return [channel.edge for channel in program.channels if channel.target == node.name]
+
+
+def _runs(body: tuple[Instruction, ...]) -> int:
+    """How often a list runs its node in an iteration."""
+    total = 0
+    for instruction in body:
+        match instruction:
+            case Run():
+                total += 1
+            case Repeat(count=count, body=inner):
+                total += count * _runs(inner)
+            case When(body=inner) | Branch(then=inner):
+                total += _runs(inner)
+            case _:
+                pass
+    return total
 
 
 def _simplified(body: tuple[Instruction, ...]) -> tuple[tuple[Instruction, ...], int]:
@@ -147,7 +191,8 @@ def _simplified(body: tuple[Instruction, ...]) -> tuple[tuple[Instruction, ...],
         elif isinstance(instruction, Repeat):
             inner, inside = _simplified(instruction.body)
             times = max(times, inside)
-            made.append(replace(instruction, body=inner))
+            most = MOST_STEPS if instruction.axis == "step" else instruction.count
+            made.append(replace(instruction, body=inner, count=min(instruction.count, most)))
         else:
             made.append(instruction)
     return tuple(made), times

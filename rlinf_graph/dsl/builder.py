@@ -10,11 +10,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import rlinf_graph
-from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.env import Env, define_env
+from rlinf_graph.dsl.model import SMALL, Frozen, Model
 from rlinf_graph.dsl.option import fits, misfit
 from rlinf_graph.ir.batch import Carried, Pending, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, suggest
-from rlinf_graph.ir.graph import Input, ModelDef, ModelUse, Node
+from rlinf_graph.ir.graph import EnvDef, Input, ModelDef, ModelUse, Node
 from rlinf_graph.ir.node_type import InputSpec, ModelSpec, NodeType, OptionSpec, Port, Role
 from rlinf_graph.ir.span import Span, caller
 from rlinf_graph.ir.value import freeze, to_json
@@ -48,7 +49,9 @@ class Builder:
         """`outer_names` are the variables the pipeline function sees; models are named by them."""
         self.nodes: list[Node] = []
         self.models: dict[int, ModelDef] = {}
+        self.envs: dict[int, EnvDef] = {}
         self.diagnostics: list[Diagnostic] = []
+        self.regions: list[str] = []
         self._outer_names = outer_names
 
     def add(
@@ -66,12 +69,14 @@ class Builder:
         values = {**given, **arguments.arguments}
         uses = [self._use(spec, values.get(spec.name), frame, kind, span) for spec in kind.models]
         models = tuple(use for use in uses if use is not None)
-        names = [self._name_of(values.get(spec.name), frame) for spec in kind.models]
+        envs = [(name, self._env(name, values.get(name), frame, kind, span)) for name in kind.envs]
+        owned = [*(spec.name for spec in kind.models), *kind.envs]
+        names = [self._name_of(values.get(name), frame) for name in owned]
         inputs = [self._input(spec, values.get(spec.name), kind, span) for spec in kind.inputs]
         options = tuple((o.name, self._option(o, values, definition, span)) for o in kind.options)
         if self.diagnostics:
             return self._symbols(kind, "?")
-        name = self._unique(" ".join([definition.label, *names]))
+        name = self.unique(" ".join([definition.label, *names]))
         unit = definition.unit(dict(options)) if callable(definition.unit) else definition.unit
         node = Node(
             name=name,
@@ -82,6 +87,8 @@ class Builder:
             models=models,
             options=options,
             outputs=kind.outputs,
+            envs=tuple(envs),
+            region=self.regions[-1] if self.regions else "",
             span=span,
         )
         self.nodes.append(node)
@@ -100,18 +107,50 @@ class Builder:
     def _input(self, spec: InputSpec, value: Any, kind: NodeType, span: Span) -> Input | None:
         if value is None:
             return None
-        if isinstance(value, Carried) and value.source is not None:
-            known = {"?", *(node.name for node in self.nodes)}
-            if value.source.node in known or self.diagnostics:
-                return Input(spec.name, value.source, type(value).__name__)
+        at = span.argument(spec.name, kind.parameters)
+        if isinstance(value, Carried) and value.source is not None and self.visible(value, at):
+            return Input(spec.name, value.source, type(value).__name__)
         self.report(
             "RG0101",
             f"`{kind.name}` takes {' or '.join(spec.types)} for `{spec.name}`, not {_kind(value)}",
-            span.argument(spec.name, kind.parameters),
+            at,
             label="no batch of this pipeline",
             help=_as_batch(value),
         )
         return None
+
+    def visible(self, value: Carried, span: Span) -> bool:
+        """Whether a symbol can be used here; one of a loop's body that has ended is reported."""
+        source = value.source
+        if source is None or self.diagnostics or source.node in ("?", *self.regions):
+            return source is not None
+        made = next((node for node in self.nodes if node.name == source.node), None)
+        if made is None:
+            return False
+        if made.region and made.region not in self.regions:
+            self.report(
+                "RG0206",
+                f"this {type(value).__name__} is made in the body of `{made.region}`, and used "
+                "outside of it",
+                span,
+                label=f"comes from `{source}`",
+                help=("return it from the body beside the carried value: return carried, it",),
+            )
+        return True
+
+    def _env(self, param: str, value: Any, frame: FrameType, kind: NodeType, span: Span) -> str:
+        if isinstance(value, Env):
+            return self._declare_env(value, frame)
+        message = f"`{param}` of `{kind.name}` takes an rl.Env, not {type(value).__name__}"
+        shown = f'env = rl.Env("{value}")' if isinstance(value, str) else "rl.Env(...)"
+        at = span.argument(param, kind.parameters)
+        self.report("RG0104", message, at, help=(f"declare it above the pipeline: {shown}",))
+        return ""
+
+    def _declare_env(self, env: Env, frame: FrameType) -> str:
+        if id(env) not in self.envs:
+            self.envs[id(env)] = define_env(env, self._name_of(env, frame))
+        return self.envs[id(env)].name
 
     def _use(
         self, spec: ModelSpec, value: Any, frame: FrameType, kind: NodeType, span: Span
@@ -159,25 +198,28 @@ class Builder:
                 path=model.path,
                 head=model.head,
                 dtype=model.dtype,
-                weights=model.weights,
+                weights="random" if model.path.startswith(SMALL) else model.weights,
                 engines=tuple((k, v) for k, v in engines.items() if v),
+                env=self._declare_env(model.env, frame) if model.env else "",
                 span=model.span,
             )
         return self.models[id(model)].name
 
     def _name_of(self, value: Any, frame: FrameType) -> str:
-        if isinstance(value, Model) and value.name:
+        if isinstance(value, Model | Env) and value.name:
             return value.name
         for names in (frame.f_locals, self._outer_names):
             for name, bound in names.items():
-                if bound is value and isinstance(value, Model | Frozen):
+                if bound is value and isinstance(value, Model | Frozen | Env):
                     return name
         if isinstance(value, Frozen):
             return f"{self._name_of(value.model, frame)}.frozen"
-        return value.path.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, Model) else "?"
+        path = value.path if isinstance(value, Model | Env) else "?"
+        return path.rstrip("/").rsplit("/", 1)[-1] if isinstance(path, str) else path.__name__
 
-    def _unique(self, name: str) -> str:
-        taken = {node.name for node in self.nodes}
+    def unique(self, name: str) -> str:
+        """`name`, with a number behind it where a node has that name already."""
+        taken = {*self.regions, *(node.name for node in self.nodes)}
         if name not in taken:
             return name
         return next(n for n in (f"{name} {i}" for i in range(2, len(taken) + 3)) if n not in taken)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from rlinf_graph.dsl.env import Env
 from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.span import Span, caller
 
-Head = Literal["lm", "value", "score"]
+Head = Literal["lm", "value", "score", "action"]
 Weights = Literal["pretrained", "random"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16"]
 
@@ -18,15 +19,18 @@ class Model:
     """A versioned register of weights, with a trained port and a served one.
 
     Args:
-        path: a Hugging Face hub name, or a folder with `config.json` (and weights and tokenizer).
+        path: a Hugging Face hub name, or a folder with `config.json` (and weights and tokenizer);
+            or a small network for observations that are vectors: `mlp:64x64` has two hidden layers.
         name: what explain calls it; by default the variable it is bound to.
         head: what it computes from hidden states: `lm` (next-token logits), `value` (one number
-            for each position) or `score` (one number for the sequence).
+            for each position), `score` (one number for the sequence) or `action` (a distribution
+            over the environment's actions: categorical or Gaussian, as its action space is).
         weights: `pretrained`, or `random` for a new model of the shape in `config.json`; the seed
             of the run decides which.
         dtype: `auto` (bfloat16 on GPUs, float32 on CPUs), `float64`, `float32` or `bfloat16`.
         rollout: the engine that samples from it; the compiler chooses when it is not given.
         train: the engine that trains it; likewise.
+        env: the environment whose observations and actions a small network is made for.
     """
 
     path: str
@@ -36,6 +40,7 @@ class Model:
     dtype: Dtype = "auto"
     rollout: str | None = None
     train: str | None = None
+    env: Env | None = None
     span: Span = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +61,10 @@ class Model:
             message = f"a model's path is text, not {self.path!r}"
             help_text = ("a hub name such as Qwen/Qwen2.5-0.5B, or a folder with config.json",)
             raise fail("RG0104", message, span.argument("path", FIELDS), help=help_text)
+        if self.path.startswith(SMALL) and self.env is None:
+            message = f"`{self.path}` is made for an environment, and `env` names none"
+            help_text = (f'rl.Model("{self.path}", head="action", env=env) with env = rl.Env(...)',)
+            raise fail("RG0104", message, span.argument("path", FIELDS), help=help_text)
 
     def frozen(self) -> Frozen:
         """This model with the weights it had when the run began, such as a KL reference."""
@@ -63,7 +72,9 @@ class Model:
 
 
 CHOICES = {"head": get_args(Head), "weights": get_args(Weights), "dtype": get_args(Dtype)}
-FIELDS = ("path", "name", "head", "weights", "dtype", "rollout", "train")
+FIELDS = ("path", "name", "head", "weights", "dtype", "rollout", "train", "env")
+SMALL = "mlp:"
+"""Begins the path of a small network; its weights are always new ones."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
 """`@rl.node`: an ordinary function or class whose signature is its contract in the graph.
 
-Parameters annotated with batch types are edges, with `Model` or `Frozen` models, all others are
-options. Called inside a pipeline a node is recorded; called anywhere else it runs.
+Parameters annotated with batch types are edges, with `Model` or `Frozen` models, with `Env`
+environments, all others are options. Called inside a pipeline a node is recorded; called anywhere
+else it runs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 
 from rlinf_graph.dsl.builder import current_builder, misuse, user_frame
+from rlinf_graph.dsl.env import Env
 from rlinf_graph.dsl.guard import guarded
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.ir.batch import Carried
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic, fail, suggest
-from rlinf_graph.ir.graph import Graph, Node
+from rlinf_graph.ir.graph import EnvDef, Graph, Node
 from rlinf_graph.ir.node_type import (
     InputSpec,
     ModelSpec,
@@ -42,10 +44,14 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Call:
-    """A node's call at planning time: how much arrives at each input, and the options' values."""
+    """A node's call at planning time: how much arrives at each input, and the options' values.
+
+    `envs` are the environments, by parameter.
+    """
 
     volumes: Mapping[str, Volume]
     options: Mapping[str, Any]
+    envs: Mapping[str, EnvDef] = field(default_factory=dict[str, EnvDef])
 
     @property
     def first(self) -> Volume:
@@ -220,6 +226,7 @@ def _definition(
     ports: Mapping[str, Port] = settings.get("ports") or {}
     heads: Mapping[str, tuple[str, ...]] = settings.get("heads") or {}
     inputs: list[InputSpec] = []
+    envs: list[str] = []
     models: list[ModelSpec] = []
     options: list[OptionSpec] = []
     for parameter in parameters:
@@ -232,6 +239,8 @@ def _definition(
             port = Port.SERVED if Model in choices else Port.FROZEN
             port = ports.get(parameter.name, port)
             models.append(ModelSpec(parameter.name, port, heads.get(parameter.name, ())))
+        elif Env in choices:
+            envs.append(parameter.name)
         else:
             options.append(_option(parameter))
     kind = NodeType(
@@ -244,6 +253,7 @@ def _definition(
         place=settings.get("place") or (Place.DEVICE if models else Place.HOST),
         doc=(inspect.getdoc(kernel) or "").split("\n")[0],
         parameters=tuple(p.name for p in parameters),
+        envs=tuple(envs),
     )
     definition = NodeDefinition(
         type=kind,

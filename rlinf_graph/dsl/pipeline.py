@@ -75,6 +75,7 @@ class Pipeline:
             name=self.name,
             nodes=tuple(builder.nodes),
             models=tuple(builder.models.values()),
+            envs=tuple(builder.envs.values()),
             file=self.function.__code__.co_filename,
             parameters=tuple((k, freeze(v)) for k, v in bound.items()),
             pins=tuple(self.pins.items()),

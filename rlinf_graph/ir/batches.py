@@ -237,6 +237,11 @@ class Transitions(TokenBatch, granularity=Granularity.STEP):
     truncated: Tensor = per_token()
     finals: list[list[Any]] = objects()
 
+    @property
+    def mask(self) -> Tensor:
+        """bool, packed: every step is the policy's own."""
+        return self.terminated | True
+
     @projection
     def rewards(self) -> StepRewards:
         """The rewards, with how episodes ended."""

@@ -29,6 +29,16 @@ def in_order(graph: Graph) -> list[Node]:
     return [graph.node(str(name)) for name in order]
 
 
+def producers_of(graph: Graph, node: Node) -> list[Node]:
+    """The nodes that work for another within an iteration; behind a region those of its body."""
+    found: dict[str, Node] = {}
+    for name in graph.flow.predecessors(node.name):
+        made = graph.node(name)
+        behind = producers_of(graph, made) if made.loop is not None else [made]
+        found |= {other.name: other for other in behind}
+    return list(found.values())
+
+
 def downstream(flow: nx.DiGraph[str], name: str) -> set[str]:
     """Every node that a node's outputs reach, through any number of others."""
     return {str(other) for other in cast("Any", nx).descendants(flow, name)}

@@ -277,13 +277,22 @@ class Graph:
 
     def entry(self, edge: Edge) -> str:
         """The node that an edge comes from in a loop's first step."""
-        source, around = edge.source, self.regions_of(edge.target)
+        return self.entry_of(self.by_name[edge.target], edge.source).node
+
+    def volume(self, node: Node, source: Source) -> Volume:
+        """How much comes to a node from a source; the pass `infer_volumes` has been there."""
+        entry = self.entry_of(node, source)
+        return self.by_name[entry.node].volume[entry.output]
+
+    def entry_of(self, node: Node, source: Source) -> Source:
+        """What a node takes from a source in the first step of the loops around it."""
+        around = self.regions_of(node.name)
         while source.node in around:
             start = self.by_name[source.node].input("start")
             if start is None:
                 break
             source = start.source
-        return source.node
+        return source
 
     def with_role(self, role: Role) -> Iterator[Node]:
         """The nodes of a role, as declared."""

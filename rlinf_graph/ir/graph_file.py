@@ -34,12 +34,20 @@ def loads(text: str) -> Graph:
         CompileError: RG0201, for text that is no saved graph.
     """
     try:
-        data = json.loads(text)
+        data = _parsed(text)
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
         return _read(data)
     except (KeyError, TypeError, ValueError) as error:
         raise fail("RG0201", f"this is not a saved graph: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:  # its own text counts characters of other lines, too
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{error.msg}, {where}") from None
 
 
 def _meaning(graph: Graph) -> dict[str, Any]:
@@ -81,8 +89,9 @@ def _env_meaning(env: EnvDef) -> dict[str, Any]:
 
 
 def _read_env(data: dict[str, Any]) -> EnvDef:
-    options = tuple((k, from_json(v)) for k, v in data["options"].items())
-    return EnvDef(**(data | {"path": from_json(data["path"]), "options": options}))
+    fields: dict[str, Any] = {"path": from_json(data["path"])}
+    fields["options"] = tuple((k, from_json(v)) for k, v in data["options"].items())
+    return EnvDef(**(data | fields))
 
 
 def _source_meaning(source: Source) -> list[Any]:
@@ -104,8 +113,9 @@ def _loop_meaning(loop: Loop) -> dict[str, Any]:
 
 
 def _read_loop(data: dict[str, Any]) -> Loop:
-    emitted = tuple(_read_source(source) for source in data["emitted"])
-    return Loop(**(data | {"carried": _read_source(data["carried"]), "emitted": emitted}))
+    fields: dict[str, Any] = {"carried": _read_source(data["carried"])}
+    fields["emitted"] = tuple(_read_source(source) for source in data["emitted"])
+    return Loop(**(data | fields))
 
 
 def _node_meaning(node: Node) -> dict[str, Any]:

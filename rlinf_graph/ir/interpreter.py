@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.ir.diagnostic import fail
+from rlinf_graph.ir.position import Moment, Position
 from rlinf_graph.ir.program import (
     Accumulate,
     Acquire,
@@ -24,19 +25,19 @@ from rlinf_graph.ir.program import (
     Await,
     Channel,
     Free,
+    Gather,
     Instruction,
+    Keep,
     Load,
     Offload,
     OptimizerStep,
-    Part,
-    Position,
     Program,
     Publish,
     Recv,
     Release,
+    Repartition,
     Ring,
     Run,
-    Select,
     Send,
     WorkerGroup,
     unroll,
@@ -61,20 +62,27 @@ class Machine(Protocol):
         """Do what an instruction asks and return the seconds it took."""
         ...
 
-    def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
-        """Bind the named samples of an edge, all of which have been put, to a parameter."""
+    def take(
+        self, group: WorkerGroup, recv: Recv, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
+        """Bind those of the named samples that an edge has at a moment to a parameter.
+
+        All of them have been accounted for; fewer may have been sent.
+        """
         ...
 
     def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:
         """Seconds from when what a rank waits for is there until the rank has it."""
         ...
 
-    def put(self, group: WorkerGroup, send: Send, at: Position) -> NDArray[np.int64] | None:
-        """Hand an output to an edge; the indices of its samples, None for the position's share."""
+    def put(
+        self, group: WorkerGroup, send: Send, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
+        """Hand an output to an edge at a moment: some or all of `rows`, the position's share."""
         ...
 
-    def drop(self, edge: str, iteration: int) -> None:
-        """Forget an iteration of an edge: every consumer is done with it."""
+    def drop(self, edge: str, moment: Moment) -> None:
+        """Forget a moment of an edge: every consumer is done with it."""
         ...
 
     def finish(self, group: WorkerGroup, at: Position) -> None:
@@ -84,33 +92,33 @@ class Machine(Protocol):
 
 @dataclass
 class _Queue:
-    """Arrival times of the samples of each iteration still needed; NaN where not there yet."""
+    """Arrival times of the samples of each moment still needed; NaN where not there yet."""
 
     channel: Channel
     consumers: int
-    arrived: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, Any])
-    freed_by: dict[int, int] = field(default_factory=lambda: defaultdict[int, int](int))
+    arrived: dict[Moment, NDArray[np.float64]] = field(default_factory=dict[Moment, Any])
+    freed_by: dict[Moment, int] = field(default_factory=lambda: defaultdict[Moment, int](int))
     free_times: list[float] = field(default_factory=list[float])
     opened: int = 0
     free_at: float = 0.0
 
-    def has_room(self, iteration: int) -> bool:
-        """Whether samples of an iteration may be put."""
+    def has_room(self, moment: Moment) -> bool:
+        """Whether samples of a moment may be put."""
         held = self.opened - len(self.free_times)
-        return iteration in self.arrived or held < self.channel.capacity
+        return moment in self.arrived or held < self.channel.capacity
 
-    def open(self, iteration: int) -> float:
-        """Begin an iteration unless it has begun; when its place became free."""
-        if iteration in self.arrived:
+    def open(self, moment: Moment) -> float:
+        """Begin a moment unless it has begun; when its place became free."""
+        if moment in self.arrived:
             return 0.0
-        self.arrived[iteration] = np.full(self.channel.samples, np.nan)
+        self.arrived[moment] = np.full(self.channel.samples, np.nan)
         self.opened += 1
         before = self.opened - 1 - self.channel.capacity
         return self.free_times[before] if before >= 0 else 0.0
 
-    def has(self, iteration: int, rows: NDArray[np.int64]) -> bool:
+    def has(self, moment: Moment, rows: NDArray[np.int64]) -> bool:
         """Whether all of these samples have arrived."""
-        times = self.arrived.get(iteration)
+        times = self.arrived.get(moment)
         return times is not None and not np.isnan(times[rows]).any()
 
 
@@ -204,7 +212,7 @@ class Interpreter:
                 yield from self._await(group, instruction, at)
             case OptimizerStep():
                 yield from self._optimizer_step(group, instruction, at)
-            case Advance():
+            case Advance() | Keep() | Gather() | Repartition():
                 self.machine.perform(group, instruction, at)
             case _:
                 self._perform(group, instruction, at)
@@ -220,31 +228,33 @@ class Interpreter:
     def _recv(self, group: WorkerGroup, recv: Recv, at: Position) -> Process:
         queue = self._queues[recv.edge]
         rows = recv.select.rows(at, queue.channel.samples, self.ranks(group.name), self.seed)
-        while not queue.has(at.iteration, rows):
-            yield f"samples of `{recv.edge}`, iteration {at.iteration}"
-        self._wait_until(group, at, float(queue.arrived[at.iteration][rows].max(initial=0.0)))
+        moment = at.moment(queue.channel.depth, recv.lag)
+        while not queue.has(moment, rows):
+            yield f"samples of `{recv.edge}`, {_shown(moment)}"
+        self._wait_until(group, at, float(queue.arrived[moment][rows].max(initial=0.0)))
         self._get(group, recv, at, len(rows))
-        self.machine.take(group, recv, at, rows)
+        self.machine.take(group, recv, at, moment, rows)
 
     def _send(self, group: WorkerGroup, send: Send, at: Position) -> Process:
         queue = self._queues[send.edge]
-        while not queue.has_room(at.iteration):
+        moment = at.moment(queue.channel.depth)
+        while not queue.has_room(moment):
             yield f"room in `{send.edge}`"
-        self._wait_until(group, at, queue.open(at.iteration))
-        rows = self.machine.put(group, send, at)
-        if rows is None:
-            ranks = self.ranks(group.name)
-            rows = Select(Part.CHUNK, group.chunks).rows(at, queue.channel.samples, ranks)
-        queue.arrived[at.iteration][rows] = self.clock[group.name, at.rank]
+        self._wait_until(group, at, queue.open(moment))
+        whole, ranks = bool(send.gathered), self.ranks(group.name)
+        rows = group.share(at, queue.channel.samples, ranks, whole=whole)
+        self.machine.put(group, send, at, moment, rows)
+        queue.arrived[moment][rows] = self.clock[group.name, at.rank]
 
     def _free(self, group: WorkerGroup, free: Free, at: Position) -> None:
         queue = self._queues[free.edge]
-        queue.freed_by[at.iteration] += 1
+        moment = at.moment(queue.channel.depth, free.lag)
+        queue.freed_by[moment] += 1
         queue.free_at = max(queue.free_at, self.clock[group.name, at.rank])
-        if queue.freed_by[at.iteration] == queue.consumers:
-            del queue.arrived[at.iteration], queue.freed_by[at.iteration]
+        if queue.freed_by[moment] == queue.consumers:
+            del queue.arrived[moment], queue.freed_by[moment]
             queue.free_times.append(queue.free_at)
-            self.machine.drop(free.edge, at.iteration)
+            self.machine.drop(free.edge, moment)
 
     def _acquire(self, group: WorkerGroup, acquire: Acquire, at: Position) -> Process:
         state, key = self._rings[acquire.turn], (group.name, at.rank)
@@ -303,3 +313,8 @@ class Interpreter:
     def _wait_until(self, group: WorkerGroup, at: Position, time: float) -> None:
         key = (group.name, at.rank)
         self.clock[key] = max(self.clock[key], time)
+
+
+def _shown(moment: Moment) -> str:
+    steps = "".join(f", step {step}" for step in moment[1:])
+    return f"iteration {moment[0]}{steps}"

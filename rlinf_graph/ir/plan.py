@@ -125,6 +125,8 @@ class NodePlan(Form):
         chunks: the parts in which it takes and emits its stream; 1 makes it a barrier.
         resident: whether its state stays on the device while others have their turn.
         recompute: whether activations are recomputed in the backward pass.
+        balanced: whether data-parallel ranks cut a micro-batch by length, not by number of samples.
+        micro_tokens: tokens of one kernel call at most; longer micro-batches take several.
     """
 
     parallel: Parallel = Parallel()
@@ -133,6 +135,8 @@ class NodePlan(Form):
     chunks: int = Field(default=1, ge=1)
     resident: bool = True
     recompute: bool = False
+    balanced: bool = False
+    micro_tokens: int | None = Field(default=None, ge=1)
 
 
 class SyncPlan(Form):
@@ -175,6 +179,9 @@ class Plan(Form):
     placement: Placement
     nodes: dict[str, NodePlan] = {}
     host: dict[str, int] = Field(default={}, description="host node → processes")
+    regions: dict[str, int] = Field(
+        default={}, description="region → groups of its samples, each in a step of its own"
+    )
     transports: dict[str, Literal["memory", "object_store"]] = {}
     syncs: dict[str, SyncPlan] = {}
     estimate: Estimate | None = None

@@ -9,91 +9,74 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.ir.batch import Source
-
-Axis = Literal["chunk", "epoch", "minibatch", "micro_batch"]
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where an interpreter stands in a worker group's list."""
-
-    iteration: int
-    rank: int
-    chunk: int = 0
-    epoch: int = 0
-    minibatch: int = 0
-    micro_batch: int = 0
-
-
-class Part(StrEnum):
-    """Which samples of an edge an instruction wants."""
-
-    ALL = "all"
-    CHUNK = "chunk"
-    MINIBATCH = "minibatch"
-
-
-@dataclass(frozen=True)
-class Select:
-    """The samples of a position: a chunk's shard, or a micro-batch's shard of a minibatch.
-
-    Attributes:
-        part: how the iteration's samples are cut first.
-        count: chunks or minibatches of an iteration.
-        micro_batches: micro-batches of a minibatch.
-        permute: whether epochs after the first take the samples in another order.
-    """
-
-    part: Part
-    count: int = 1
-    micro_batches: int = 1
-    permute: bool = False
-
-    def rows(self, at: Position, total: int, ranks: int, seed: int = 0) -> NDArray[np.int64]:
-        """Sample indices, in dispatch order, that the rank at a position works on.
-
-        Args:
-            at: the position.
-            total: samples of an iteration on the edge.
-            ranks: over how many ranks the samples are spread.
-            seed: of the run; keys the permutation of later epochs.
-        """
-        if self.part is Part.ALL:
-            return np.arange(total)
-        index = at.chunk if self.part is Part.CHUNK else at.minibatch
-        start, stop = _cut(0, total, index, self.count)
-        if self.part is Part.MINIBATCH:
-            start, stop = _cut(start, stop, at.micro_batch, self.micro_batches)
-        rows = np.arange(*_cut(start, stop, at.rank, ranks))
-        if self.permute and at.epoch > 0:
-            key = np.random.Philox(key=seed, counter=[at.iteration, at.epoch, 0, 0])
-            return np.random.Generator(key).permutation(total)[rows]
-        return rows
+from rlinf_graph.ir.position import Axis, Position, Select, cut
 
 
 @dataclass(frozen=True)
 class Recv:
-    """Wait for samples of an edge and bind them to the node's parameter."""
+    """Wait for samples of an edge, `lag` steps old, and bind them to the node's parameter."""
 
     edge: str
     param: str
     select: Select
+    lag: int = 0
 
 
 @dataclass(frozen=True)
 class Send:
-    """Hand an output of the node, or a field of it, to an edge."""
+    """Hand an output of the node, or a field of it, to an edge.
+
+    Attributes:
+        edge: the edge.
+        output: its number.
+        field: of the output.
+        gathered: name of what was gathered in a loop, sent instead of the last run's output; of all
+            chunks.
+        until: field of the output that keeps samples from being sent where it is true.
+    """
 
     edge: str
     output: int
     field: tuple[str, ...] = ()
+    gathered: str = ""
+    until: str = ""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Put an output aside while a loop goes on.
+
+    Attributes:
+        slot: its name.
+        output: its number.
+        gathered: name of what an inner loop gathered, kept instead of the last run's output.
+        until: field of the output: only samples are kept for which it is true.
+    """
+
+    slot: str
+    output: int
+    gathered: str = ""
+    until: str = ""
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Join what a loop has put aside, and leave the slot empty."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class Repartition:
+    """Of a micro-batch that every rank has, keep this rank's share: tokens in equal parts."""
+
+    node: str
 
 
 @dataclass(frozen=True)
@@ -181,9 +164,10 @@ class Await:
 
 @dataclass(frozen=True)
 class Free:
-    """This rank needs nothing more of an edge in this iteration."""
+    """This rank needs nothing more of an edge in this step, or in the one `lag` before."""
 
     edge: str
+    lag: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,15 +187,31 @@ class When:
     body: tuple[Instruction, ...]
 
 
+@dataclass(frozen=True)
+class Branch:
+    """One body in the first or the last step of a loop, another in its other steps.
+
+    `depth` counts loops from the outermost, 1; 0 means the iterations, of which none is the last.
+    """
+
+    depth: int
+    at: Literal["first", "last"]
+    then: tuple[Instruction, ...] = ()
+    otherwise: tuple[Instruction, ...] = ()
+
+
 Instruction = (
     Recv | Send | Advance | Run | Accumulate | OptimizerStep | Load | Offload | Acquire | Release
-    | Publish | Await | Free | Repeat | When
+    | Publish | Await | Free | Keep | Gather | Repartition | Repeat | When | Branch
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Channel:
-    """The queue of an edge: `samples` an iteration, at most `capacity` iterations at once."""
+    """The queue of an edge: at most `samples` a moment, at most `capacity` moments at once.
+
+    A moment is an iteration, or a step of the `depth` loops around both ends.
+    """
 
     edge: str
     source: Source
@@ -219,6 +219,7 @@ class Channel:
     param: str
     samples: int
     capacity: int
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,20 @@ class WorkerGroup:
         width = len(self.devices) // self.ranks
         return self.devices[rank * width : (rank + 1) * width]
 
+    def share(self, at: Position, samples: int, ranks: int, *, whole: bool) -> NDArray[np.int64]:
+        """The rows of an output that a rank is to make at a position, or with all its chunks.
+
+        Args:
+            at: the position.
+            samples: of the output, over all ranks and chunks.
+            ranks: that make it.
+            whole: whether the chunks come together.
+        """
+        chunks = self.chunks
+        made = range(chunks) if whole else (at.chunk,)
+        parts = [cut(*cut(0, samples, chunk, chunks), at.rank, ranks) for chunk in made]
+        return np.concatenate([np.arange(*part) for part in parts])
+
 
 @dataclass(frozen=True)
 class Program:
@@ -264,33 +279,51 @@ class Program:
         return {g.name: g for g in self.groups}[name]
 
 
-def unroll(body: tuple[Instruction, ...], at: Position) -> Iterator[tuple[Instruction, Position]]:
-    """The instructions of one iteration in order, loops carried out, each with its position."""
+def unroll(
+    body: tuple[Instruction, ...], at: Position, lengths: tuple[int, ...] = ()
+) -> Iterator[tuple[Instruction, Position]]:
+    """The instructions of one iteration in order, loops carried out, each with its position.
+
+    `lengths` are those of the loops of regions that `at` is in.
+    """
     for instruction in body:
         if isinstance(instruction, Repeat):
+            inside = (*lengths, instruction.count) if instruction.axis == "step" else lengths
             for index in range(instruction.count):
-                yield from unroll(instruction.body, _along(at, instruction.axis, index))
+                yield from unroll(instruction.body, _along(at, instruction.axis, index), inside)
         elif isinstance(instruction, When):
             if at.iteration % instruction.every == 0:
-                yield from unroll(instruction.body, at)
+                yield from unroll(instruction.body, at, lengths)
+        elif isinstance(instruction, Branch):
+            taken = instruction.then if _is_at(instruction, at, lengths) else instruction.otherwise
+            yield from unroll(taken, at, lengths)
         else:
             yield instruction, at
+
+
+def _is_at(branch: Branch, at: Position, lengths: tuple[int, ...]) -> bool:
+    if not branch.depth:
+        return branch.at == "first" and at.iteration == 0
+    step = at.steps[branch.depth - 1]
+    return step == (0 if branch.at == "first" else lengths[branch.depth - 1] - 1)
 
 
 def _chunks(body: tuple[Instruction, ...]) -> int:
     for instruction in body:
         if isinstance(instruction, Repeat):
-            return instruction.count if instruction.axis == "chunk" else 1
-        if isinstance(instruction, When):
-            return _chunks(instruction.body)
+            within = instruction.axis == "step"
+            found = _chunks(instruction.body) if within else instruction.count
+            return found if within or instruction.axis == "chunk" else 1
+        if isinstance(instruction, When | Branch):
+            inside = instruction.body if isinstance(instruction, When) else instruction.then
+            if (found := _chunks(inside)) > 1:
+                return found
     return 1
 
 
-def _cut(start: int, stop: int, index: int, parts: int) -> tuple[int, int]:
-    """Part `index` of a range cut into `parts` as equal as they can be."""
-    size = stop - start
-    return start + size * index // parts, start + size * (index + 1) // parts
-
-
 def _along(at: Position, axis: Axis, index: int) -> Position:
+    if axis == "step":  # the inner loop of environment steps: `replace` costs as much as a message
+        return Position(at.iteration, at.rank, steps=(*at.steps, index))
+    if axis == "chunk":
+        return Position(at.iteration, at.rank, chunk=index, steps=at.steps)
     return replace(at, **{axis: index})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlinf_graph.ir.program import Position
+from rlinf_graph.ir.position import Position
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import networkx as nx
 from rlinf_graph.ir.batch import Carried, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
 from rlinf_graph.ir.graph import Graph, Input, Node
-from rlinf_graph.ir.node_type import NodeType, Port
+from rlinf_graph.ir.node_type import NodeType, Port, Role
 from rlinf_graph.ir.span import Span
 
 Types = Mapping[str, NodeType]
@@ -73,7 +73,7 @@ def sources_exist(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
     """Every edge starts at an output of a node of this graph."""
     for node in graph.nodes:
         for edge in node.inputs:
-            if produced(graph, edge.source) is None:
+            if produced(graph, edge.source) != edge.type or not in_scope(graph, node, edge.source):
                 yield Diagnostic(
                     "RG0202",
                     f"`{edge.param}` of `{node.name}` comes from `{edge.source}`, "
@@ -89,6 +89,8 @@ def sources_exist(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
 
 def flow_has_no_cycle(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
     """Inside an iteration nothing waits for itself; only feedback closes a cycle."""
+    if any(node.region and node.region not in graph.by_name for node in graph.nodes):
+        return
     if not nx.is_directed_acyclic_graph(graph.flow):
         find_cycle = cast("Callable[..., list[tuple[str, str]]]", cast("Any", nx).find_cycle)
         cycle = [start for start, _ in find_cycle(graph.flow)]
@@ -124,7 +126,8 @@ def edges_carry_what_is_taken(graph: Graph, types: Types) -> Iterator[Diagnostic
     for node in graph.nodes:
         for edge in node.inputs:
             spec = types[node.type].input(edge.param)
-            if spec is not None and edge.type not in spec.types:
+            kinds = Carried.types[edge.type].kinds() if edge.type in Carried.types else (edge.type,)
+            if spec is not None and spec.types and not {*kinds} & {*spec.types}:
                 yield _wrong_type(graph, types, node, edge, spec.types)
 
 
@@ -154,10 +157,52 @@ def heads_fit(graph: Graph, types: Types) -> Iterator[Diagnostic]:
                 )
 
 
+def regions_are_loops(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
+    """A region says what it carries and what leaves it, all of it made by its body."""
+    for node in graph.nodes:
+        if node.region and getattr(graph.by_name.get(node.region), "loop", None) is None:
+            message = f"`{node.name}` is in `{node.region}`, which is no loop of the graph"
+            yield Diagnostic("RG0206", message, node.span)
+        if (node.role is Role.REGION) is not (node.loop is not None):
+            yield Diagnostic("RG0206", f"`{node.name}` is no complete loop", node.span)
+        if node.loop is None:
+            continue
+        start = node.input("start")
+        sources = (node.loop.carried, *node.loop.emitted)
+        made = tuple(produced(graph, s) for s in sources if _made_in(graph, node, s))
+        if made != node.outputs or start is None or start.type != made[0]:
+            message = f"what `{node.name}` carries and lets out does not fit its body"
+            yield Diagnostic("RG0206", message, node.span)
+
+
+def _made_in(graph: Graph, region: Node, source: Source) -> bool:
+    made = graph.by_name.get(source.node)
+    return made is not None and made.region == region.name
+
+
+def states_are_carried(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
+    """A state gets a value for the next iteration; nothing else lags."""
+    for node in graph.nodes:
+        lags = tuple(edge.lag for edge in node.inputs)
+        if node.role is Role.STATE and lags != (0, 1):
+            yield Diagnostic(
+                "RG0207",
+                f"`{node.name}` is never carried into: it would keep its first value",
+                node.span,
+                help=("rl.carry(value, into=state)", "without rl.state, use the batch itself"),
+            )
+        elif node.role is not Role.STATE and any(lags):
+            yield Diagnostic("RG0207", f"`{node.name}` is no state", node.span)
+        elif node.role is Role.STATE and {edge.type for edge in node.inputs} != {*node.outputs}:
+            yield Diagnostic("RG0207", f"`{node.name}` holds values of two types", node.span)
+
+
 STRUCTURE: tuple[Rule, ...] = (
     names_are_unique,
     types_are_known,
     sources_exist,
+    regions_are_loops,
+    states_are_carried,
     flow_has_no_cycle,
 )
 TYPING: tuple[Rule, ...] = (inputs_are_given, edges_carry_what_is_taken, heads_fit)
@@ -169,7 +214,10 @@ def node_reads(node: Node) -> bool:
 
 
 def produced(graph: Graph, source: Source) -> str | None:
-    """The type name of what `source` carries; None when there is no such output or field."""
+    """The type name of what `source` carries; None when there is no such output or field.
+
+    Of a region that is output 0 inside and outside of it: the value carried, and the last one.
+    """
     node = graph.by_name.get(source.node)
     if node is None or source.output >= len(node.outputs):
         return None
@@ -180,6 +228,12 @@ def produced(graph: Graph, source: Source) -> str | None:
             return None
         kind = carried.__name__
     return kind
+
+
+def in_scope(graph: Graph, node: Node, source: Source) -> bool:
+    """Whether a batch can come to a node: it is made in a loop around it, or outside of any."""
+    around = graph.regions_of(node.name)
+    return source.node in around or graph.node(source.node).region in ("", *around)
 
 
 def _wrong_type(

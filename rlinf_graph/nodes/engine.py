@@ -84,10 +84,7 @@ class TrainBatch:
     @property
     def mask(self) -> Tensor:
         """bool, packed: the policy's own tokens; every step of an environment is its own."""
-        samples = self.samples
-        if isinstance(samples, Transitions):
-            return samples.reward_values.new_ones(samples.reward_values.shape).bool()
-        return samples.mask
+        return self.samples.mask
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rlinf_graph.dsl.env import Env, define_env
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.nodes.engine import Engine, Key, engine_class
+from rlinf_graph.nodes.environment import Environments, environments_class
 from rlinf_graph.nodes.metric import Metrics, Reduction
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Execution:
         versions: by model parameter: the version of the weights that the engine holds.
         registers: state of data sources, kept between iterations, by node name.
         metrics: where `metric` puts what the node emits.
+        steps: places in the loops around the node, outermost first.
+        environments: by parameter of the node.
     """
 
     node: str = "direct call"
@@ -42,16 +46,19 @@ class Execution:
     versions: MutableMapping[str, int] = field(default_factory=dict[str, int])
     registers: MutableMapping[str, Any] = field(default_factory=dict[str, Any])
     metrics: Metrics = field(default_factory=Metrics)
+    steps: tuple[int, ...] = ()
+    environments: MutableMapping[str, Environments] = field(default_factory=dict[str, Any])
 
     @property
     def key(self) -> Key:
-        """Names this node's random draws of this iteration."""
-        return Key(self.seed, self.node, self.iteration)
+        """Names this node's random draws of this iteration, and of this step of its loops."""
+        return Key(self.seed, self.node, self.iteration, self.steps)
 
 
 _current: ContextVar[Execution | None] = ContextVar("execution", default=None)
 _direct = Execution()
 _direct_engines: dict[int, tuple[Model, Engine]] = {}
+_direct_environments: dict[int, tuple[Env, Environments]] = {}
 
 
 @contextmanager
@@ -83,6 +90,18 @@ def engine_of(param: str, model: Model | Frozen) -> Engine:
         )
         _direct_engines[id(bare)] = (bare, made)
     return _direct_engines[id(bare)][1]
+
+
+def environments_of(param: str, env: Env) -> Environments:
+    """The copies of the environment given as parameter `param` of the running node."""
+    current = execution()
+    if current is not _direct:
+        return current.environments[param]
+    if id(env) not in _direct_environments:
+        definition = define_env(env, env.name or "env")
+        made = environments_class(env.engine)(definition, seed=0, groups=1)
+        _direct_environments[id(env)] = (env, made)
+    return _direct_environments[id(env)][1]
 
 
 def metric(

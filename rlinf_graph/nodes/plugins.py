@@ -9,8 +9,10 @@ from rlinf_graph.ir.diagnostic import fail
 
 BUILT_IN = (
     "rlinf_graph.dsl.feedback",
+    "rlinf_graph.dsl.loop",
     "rlinf_graph.nodes.advantage",
     "rlinf_graph.nodes.data",
+    "rlinf_graph.nodes.env",
     "rlinf_graph.nodes.evaluate",
     "rlinf_graph.nodes.reward",
     "rlinf_graph.nodes.rollout",

@@ -7,12 +7,21 @@ from typing import overload
 
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.dsl.node import Call, node
-from rlinf_graph.ir.batches import Prompts, ProximalLogprobs, ReferenceLogprobs, Rollouts, Values
+from rlinf_graph.ir.batches import (
+    Prompts,
+    ProximalLogprobs,
+    ReferenceLogprobs,
+    Rollouts,
+    StepValues,
+    Transitions,
+    Values,
+)
 from rlinf_graph.ir.diagnostic import Diagnostic
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Port, Unit
 from rlinf_graph.ir.work import Forward, Generate, Lengths, Volume
 from rlinf_graph.nodes.engine import Sampling
+from rlinf_graph.nodes.env import step_values
 from rlinf_graph.nodes.execution import engine_of, execution, metric
 
 DEFAULT_SPREAD = (0.08, 0.14, 0.19, 0.24, 0.30, 0.37, 0.46, 0.60, 0.85, 1.0)
@@ -171,13 +180,14 @@ def _values_volume(call: Call) -> tuple[Volume, ...]:
 
 
 @node(
+    label="values",
     unit=Unit.SAMPLE,
     ports={"critic": Port.TRAINED},
     heads={"critic": ("value",)},
     volume=_values_volume,
     work=_forward_value,
 )
-def values(critic: Model, rollouts: Rollouts) -> Values:
+def token_values(critic: Model, rollouts: Rollouts) -> Values:
     """State values: for each token that of the state it was chosen in, and one for the end."""
     return Values(
         index=rollouts.index,
@@ -186,3 +196,20 @@ def values(critic: Model, rollouts: Rollouts) -> Values:
         values=engine_of("critic", critic).values(rollouts),
         mask=rollouts.mask,
     )
+
+
+@overload
+def values(critic: Model, samples: Rollouts) -> Values: ...
+@overload
+def values(critic: Model, samples: Transitions) -> StepValues: ...
+def values(critic: Model, samples: Rollouts | Transitions) -> Values | StepValues:
+    """State values of a critic.
+
+    Args:
+        critic: its trained port as it was when the iteration began.
+        samples: rollouts: for each token the value of the state it was chosen in, and one for the
+            end. Steps of environments: for each the value of the observation, and one for the last.
+    """
+    if isinstance(samples, Transitions):
+        return step_values(critic, samples)
+    return token_values(critic, samples)

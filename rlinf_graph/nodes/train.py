@@ -18,13 +18,14 @@ from rlinf_graph.ir.batches import (
     Rollouts,
     TokenAdvantages,
     TokenExamples,
+    Transitions,
     Values,
     Weights,
 )
 from rlinf_graph.ir.diagnostic import Diagnostic
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Port, Role, Unit
-from rlinf_graph.ir.program import Part, Position, Select
+from rlinf_graph.ir.position import Part, Position, Select
 from rlinf_graph.ir.work import Train, Volume
 from rlinf_graph.nodes.engine import Engine, TrainBatch
 from rlinf_graph.nodes.execution import engine_of, execution
@@ -83,10 +84,12 @@ def _targets_fit(node: Node, graph: Graph, loss: Loss) -> Iterator[Diagnostic]:
             notes=(f"the {targets.type} comes from `{targets.source}`",),
         )
     head = graph.model(node.models[0].model).head if node.models else ""
-    if head and (head == "value") is not critic:
+    acts = node.inputs[0].type == "Transitions"
+    wanted = "value" if critic else "action" if acts else "lm"
+    if head and head != wanted:
         yield Diagnostic(
             "RG0105",
-            f"{name} of `{node.name}` needs a model with head {'value' if critic else 'lm'}, "
+            f"{name} of `{node.name}` needs a model with head {wanted}, "
             f"`{node.model}` has head {head}",
             node.span,
         )
@@ -102,7 +105,7 @@ def _targets_fit(node: Node, graph: Graph, loss: Loss) -> Iterator[Diagnostic]:
 )
 def train(
     model: Model,
-    samples: Rollouts | Examples,
+    samples: Rollouts | Examples | Transitions,
     targets: Advantages | TokenAdvantages | Returns | None = None,
     *,
     reference: ReferenceLogprobs | None = None,
@@ -181,7 +184,7 @@ def train_batch(given: Mapping[str, Batch]) -> TrainBatch:
 
     Per-sample advantages are spread over the tokens.
     """
-    samples = cast("Rollouts | TokenExamples", given["samples"])
+    samples = cast("Rollouts | TokenExamples | Transitions", given["samples"])
     targets = given.get("targets")
     old = cast("Values | None", given.get("old_values"))
     return TrainBatch(

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from rlinf_graph.ir.batch import Source
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.interpreter import Interpreter
+from rlinf_graph.ir.position import Moment, Part, Position, Select
 from rlinf_graph.ir.program import (
     Acquire,
     Await,
     Channel,
     Free,
     Instruction,
-    Part,
-    Position,
     Program,
     Publish,
     Recv,
@@ -24,7 +23,6 @@ from rlinf_graph.ir.program import (
     Repeat,
     Ring,
     Run,
-    Select,
     Send,
     WorkerGroup,
 )
@@ -41,17 +39,21 @@ class Stopwatch:
     def perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> float:
         return self.seconds[group.name] if isinstance(instruction, Run) else 0.0
 
-    def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
+    def take(
+        self, group: WorkerGroup, recv: Recv, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
         pass
 
     def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:
         return self.seconds.get(type(instruction).__name__, 0.0)
 
-    def put(self, group: WorkerGroup, send: Send, at: Position) -> None:
+    def put(
+        self, group: WorkerGroup, send: Send, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
         pass
 
-    def drop(self, edge: str, iteration: int) -> None:
-        self.dropped.append((edge, iteration))
+    def drop(self, edge: str, moment: Moment) -> None:
+        self.dropped.append((edge, *moment))
 
     def finish(self, group: WorkerGroup, at: Position) -> None:
         pass

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlinf_graph.ir.program import Part, Position, Repeat, Run, Select, Send, When, unroll
+from rlinf_graph.ir.position import Part, Position, Select
+from rlinf_graph.ir.program import Repeat, Run, Send, When, unroll
 
 degrees = st.integers(1, 4)
 

@@ -12,24 +12,28 @@ from numpy.typing import NDArray
 
 from rlinf_graph.backends.edges import Edges
 from rlinf_graph.backends.engines import Engines, Snapshot
+from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
-from rlinf_graph.backends.rank import Rank, project
+from rlinf_graph.backends.rank import Rank
 from rlinf_graph.backends.record import Recorder
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
+from rlinf_graph.ir.position import Moment, Position
 from rlinf_graph.ir.program import (
     Accumulate,
     Acquire,
     Await,
+    Gather,
     Instruction,
+    Keep,
     Load,
     Offload,
     OptimizerStep,
-    Position,
     Program,
     Publish,
     Recv,
+    Repartition,
     Run,
     Send,
     WorkerGroup,
@@ -52,8 +56,10 @@ class LocalMachine:
         """Nothing has run; data sources stand at their beginning."""
         self.registers: dict[str, Any] = {}
         self._graph, self._engines, self._recorder = graph, engines, recorder
+        self._depths = {channel.edge: channel.depth for channel in program.channels}
+        envs = Registers(graph, plan, seed)
         self._ranks = {
-            (group.name, number): Rank(graph, group, number, engines, self.registers, seed)
+            (group.name, number): Rank(graph, group, number, engines, envs, self.registers, seed)
             for group in program.groups
             for number in range(group.ranks)
         }
@@ -93,27 +99,43 @@ class LocalMachine:
                 self._adopt(group, instruction, at)
             case Load() | Offload():
                 rank.move(on=isinstance(instruction, Load))
+            case Keep() | Gather():
+                rank.aside(instruction)
+            case Repartition():
+                rank.repartition()
             case _:
                 pass
 
-    def take(self, group: WorkerGroup, recv: Recv, at: Position, rows: NDArray[np.int64]) -> None:
+    def take(
+        self, group: WorkerGroup, recv: Recv, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
         """Bind samples of an edge to a parameter of the rank's node."""
-        taken = self._edges.take(recv.edge, at.iteration, rows)
+        taken = self._edges.take(recv.edge, moment, rows)
         self._ranks[group.name, at.rank].bound[recv.param] = taken
 
     def handover(self, instruction: Recv | Acquire | Await, at: Position, samples: int) -> float:  # noqa: ARG002  of the protocol
         """Nothing: one process has it all."""
         return 0.0
 
-    def put(self, group: WorkerGroup, send: Send, at: Position) -> NDArray[np.int64]:
-        """Lay an output on an edge."""
-        value = project(self._ranks[group.name, at.rank].outputs[send.output], send.field)
-        self._recorder.saw(group.name, at.iteration, value)
-        return self._edges.put(send.edge, at.iteration, value)
+    def put(
+        self, group: WorkerGroup, send: Send, at: Position, moment: Moment, rows: NDArray[np.int64]
+    ) -> None:
+        """Lay an output on an edge.
 
-    def drop(self, edge: str, iteration: int) -> None:
-        """Forget an iteration of an edge."""
-        self._edges.drop(edge, iteration)
+        Raises:
+            CompileError: RG0607, for samples that are not the node's.
+        """
+        value = self._ranks[group.name, at.rank].outgoing(send)
+        if not self._depths[send.edge]:
+            self._recorder.saw(group.name, at.iteration, value)
+        try:
+            self._edges.put(send.edge, moment, rows, value)
+        except ValueError as error:
+            raise failed(self._graph.node(group.name), at, error) from error
+
+    def drop(self, edge: str, moment: Moment) -> None:
+        """Forget a moment of an edge."""
+        self._edges.drop(edge, moment)
 
     def finish(self, group: WorkerGroup, at: Position) -> None:  # noqa: ARG002  of the protocol
         """Tell the recorder."""

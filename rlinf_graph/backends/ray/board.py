@@ -14,48 +14,50 @@ from typing import Any
 import numpy as np
 
 from rlinf_graph.backends.edges import Rows
-from rlinf_graph.backends.ray.mailbox import Call
+from rlinf_graph.backends.ray.mailbox import Call, Place
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
+from rlinf_graph.ir.position import Moment
 from rlinf_graph.ir.program import Channel, Program
 from rlinf_graph.nodes.metric import Metrics
 
 Part = tuple[Rows, Any]
-"""Sample indices, and a list with the reference of the batch that holds them."""
+"""Sample indices, and a list with the batch that holds them, or a reference of it."""
 
 
 class _Queue:
-    """An edge: which samples of which iteration have arrived, and where they are."""
+    """An edge: which samples of which moment are accounted for, and where they are."""
 
     def __init__(self, channel: Channel, consumers: int) -> None:
         self.channel, self.consumers = channel, consumers
-        self.parts: dict[int, list[Part]] = {}
-        self.arrived: dict[int, set[int]] = {}
-        self.freed: dict[int, int] = defaultdict(int)
+        self.parts: dict[Moment, list[Part]] = {}
+        self.freed: dict[Moment, int] = defaultdict(int)
 
-    def has_room(self, iteration: int) -> bool:
-        return iteration in self.parts or len(self.parts) < self.channel.capacity
+    def has_room(self, moment: Moment) -> bool:
+        return moment in self.parts or len(self.parts) < self.channel.capacity
 
-    def open(self, iteration: int) -> None:
-        self.parts.setdefault(iteration, [])
-        self.arrived.setdefault(iteration, set())
+    def open(self, moment: Moment) -> None:
+        self.parts.setdefault(moment, [])
 
-    def put(self, iteration: int, rows: Rows, reference: Any) -> None:
-        self.parts[iteration].append((rows, reference))
-        self.arrived[iteration].update(rows.tolist())
+    def put(self, moment: Moment, rows: Rows, reference: Any) -> None:
+        self.parts[moment].append((rows, reference))
 
-    def has(self, iteration: int, rows: Rows) -> bool:
-        return self.arrived.get(iteration, set()).issuperset(rows.tolist())
+    def has(self, moment: Moment, rows: Rows) -> bool:
+        come = self.parts.get(moment)
+        if not come:
+            return False
+        known = come[0][0] if len(come) == 1 else np.concatenate([rows for rows, _held in come])
+        return np.array_equal(known, rows) or bool(np.isin(rows, known).all())
 
-    def holding(self, iteration: int, rows: Rows) -> dict[int, Any]:
-        parts = enumerate(self.parts[iteration])
+    def holding(self, moment: Moment, rows: Rows) -> dict[int, Any]:
+        parts = enumerate(self.parts[moment])
         return {number: held for number, (index, held) in parts if np.isin(index, rows).any()}
 
-    def free(self, iteration: int) -> None:
-        self.freed[iteration] += 1
-        if self.freed[iteration] == self.consumers:
-            for held in (self.parts, self.arrived, self.freed):
-                held.pop(iteration, None)
+    def free(self, moment: Moment) -> None:
+        self.freed[moment] += 1
+        if self.freed[moment] == self.consumers:
+            for held in (self.parts, self.freed):
+                held.pop(moment, None)
 
 
 class _Ring:
@@ -104,27 +106,32 @@ class Board:
         method, arguments = question
         return await getattr(self, method)(*arguments)
 
-    async def room(self, iteration: int, edges: Sequence[str]) -> None:
-        """Wait until edges take samples of an iteration; from then on their places are taken."""
-        queues = [self._queues[edge] for edge in edges]
-        await self._until(lambda: all(queue.has_room(iteration) for queue in queues))
-        for queue in queues:
-            queue.open(iteration)
+    async def room(self, places: Sequence[Place]) -> None:
+        """Wait until edges take samples of moments; from then on their places are taken."""
+        queues = [(self._queues[edge], moment) for edge, moment in places]
+        await self._until(lambda: all(queue.has_room(moment) for queue, moment in queues))
+        for queue, moment in queues:
+            queue.open(moment)
 
-    async def put(self, edge: str, iteration: int, rows: Rows, reference: Any) -> None:
+    async def put(self, place: Place, rows: Rows, reference: Any) -> None:
         """Samples of an edge are there."""
-        self._queues[edge].put(iteration, rows, reference)
+        edge, moment = place
+        self._queues[edge].put(moment, rows, reference)
         await self._notify()
 
-    async def get(self, iteration: int, wanted: Mapping[str, Rows]) -> dict[str, dict[int, Any]]:
-        """Wait for samples of some edges; by edge and number, the batches that hold them."""
-        queues = [(self._queues[edge], rows) for edge, rows in wanted.items()]
-        await self._until(lambda: all(queue.has(iteration, rows) for queue, rows in queues))
-        return {edge: self._queues[edge].holding(iteration, rows) for edge, rows in wanted.items()}
+    async def get(self, wanted: Mapping[Place, Rows]) -> dict[Place, dict[int, Any]]:
+        """Wait for samples of some edges; by place and number, the batches that hold them."""
+        queues = [(self._queues[edge], moment, rows) for (edge, moment), rows in wanted.items()]
+        await self._until(lambda: all(queue.has(moment, rows) for queue, moment, rows in queues))
+        return {
+            (edge, moment): self._queues[edge].holding(moment, rows)
+            for (edge, moment), rows in wanted.items()
+        }
 
-    async def free(self, edge: str, iteration: int) -> None:
-        """A consumer is done with an iteration of an edge."""
-        self._queues[edge].free(iteration)
+    async def free(self, place: Place) -> None:
+        """A consumer is done with a moment of an edge."""
+        edge, moment = place
+        self._queues[edge].free(moment)
         await self._notify()
 
     async def acquire(self, who: tuple[str, int], ring: str, position: int) -> None:

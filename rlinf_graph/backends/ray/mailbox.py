@@ -6,15 +6,24 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import ray
 
-from rlinf_graph.backends.edges import Edges, Rows
+from rlinf_graph.backends.edges import Edges, Rows, index_of, require_share
 from rlinf_graph.backends.ray import wire
+from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
+from rlinf_graph.ir.position import Moment
 
-Output = tuple[int, tuple[str, ...]]
-"""The number of a node's output, and the field of it that an edge carries."""
+Output = tuple[int, tuple[str, ...], str, str]
+"""The number of a node's output, the field of it that an edge carries, what was gathered in its
+stead, and the field that keeps samples back."""
+
+Place = tuple[str, Moment]
+"""An edge at a moment."""
+
+SMALL = 65_536
+"""Bytes of a batch that travels with the message: a write and a read of the object store take about
+a millisecond of each side, whatever the size."""
 
 Call = tuple[str, tuple[Any, ...]]
 """A method of the board, and its arguments."""
@@ -68,61 +77,69 @@ class Line:
 
 class Mailbox:
     """What a rank sends and receives. A batch is written once and read once, however often it is
-    sent or cut."""
+    sent or cut; a small one inside a loop goes along with the message about it."""
 
     def __init__(self, line: Line) -> None:
         """Nothing has come."""
         self._line = line
         self._came = Edges()
-        self._held: dict[tuple[str, int], set[int]] = defaultdict(set)
+        self._held: dict[Place, set[int]] = defaultdict(set)
         self._written: dict[Output, Any] = {}
-        self._open: dict[str, int] = {}
+        self._open: dict[str, Moment] = {}
 
-    def wait(self, iteration: int, wanted: Mapping[str, Rows]) -> None:
+    def wait(self, wanted: Mapping[Place, Rows]) -> None:
         """Wait until samples of some edges are here."""
         lacking = {
-            edge: rows for edge, rows in wanted.items() if not self._came.has(edge, iteration, rows)
+            place: rows for place, rows in wanted.items() if not self._came.has(*place, rows)
         }
         if not lacking:
             return
-        told: dict[str, dict[int, Any]] = self._line.ask("get", iteration, lacking)
+        told: dict[Place, dict[int, Any]] = self._line.ask("get", lacking)
         new = [
-            (edge, number, batch)
-            for edge, batches in told.items()
-            for number, (batch,) in batches.items()
-            if number not in self._held[edge, iteration]
+            (place, number, rows, batch)
+            for place, batches in told.items()
+            for number, (rows, batch) in batches.items()
+            if number not in self._held[place]
         ]
-        batches = ray.get([batch for _edge, _number, batch in new])
-        for (edge, number, _reference), batch in zip(new, batches, strict=True):
-            self._came.put(edge, iteration, wire.unpack(batch))
-            self._held[edge, iteration].add(number)
+        far = [batch for *_which, batch in new if isinstance(batch, ray.ObjectRef)]
+        fetched = iter(ray.get(far) if far else [])
+        for place, number, rows, batch in new:
+            near = next(fetched) if isinstance(batch, ray.ObjectRef) else batch
+            self._came.put(*place, rows, wire.unpack(near))
+            self._held[place].add(number)
 
-    def take(self, edge: str, iteration: int, rows: Rows) -> Batch:
+    def take(self, place: Place, rows: Rows) -> Batch:
         """Samples of an edge, which have been waited for."""
-        return self._came.take(edge, iteration, rows)
+        return self._came.take(*place, rows)
 
-    def open(self, iteration: int, edges: list[str]) -> None:
-        """Wait until some edges have room for an iteration."""
-        lacking = [edge for edge in edges if self._open.get(edge) != iteration]
+    def open(self, places: list[Place]) -> None:
+        """Wait until some edges have room for a moment."""
+        lacking = [(edge, moment) for edge, moment in places if self._open.get(edge) != moment]
         if lacking:
-            self._line.ask("room", iteration, lacking)
-            self._open |= dict.fromkeys(lacking, iteration)
+            self._line.ask("room", lacking)
+            self._open |= dict(lacking)
 
-    def put(self, edge: str, iteration: int, output: Output, value: Batch) -> bool:
-        """Hand an output to an edge that has room; whether it had not been sent yet."""
+    def put(self, place: Place, rows: Rows, output: Output, value: Batch) -> bool:
+        """Hand an output to an edge that has room; whether it had not been sent yet.
+
+        Raises:
+            ValueError: for samples that are not among `rows`, the rank's share.
+        """
+        require_share(rows, index_of(value))
         new = output not in self._written
         if new:
-            self._written[output] = ray.put(wire.pack(value))
-        rows = np.asarray(value.index.cpu(), dtype=np.int64)
-        self._line.tell("put", edge, iteration, rows, [self._written[output]])
+            made = wire.pack(value)
+            inside = len(place[1]) > 1 and packed.nbytes(value) <= SMALL
+            self._written[output] = made if inside else ray.put(made)
+        self._line.tell("put", place, rows, (rows, self._written[output]))
         return new
 
     def renew(self) -> None:
         """The outputs are new ones now."""
         self._written = {}
 
-    def free(self, edge: str, iteration: int) -> None:
-        """Nothing more is needed of an iteration of an edge."""
-        self._came.drop(edge, iteration)
-        self._held.pop((edge, iteration), None)
-        self._line.tell("free", edge, iteration)
+    def free(self, place: Place) -> None:
+        """Nothing more is needed of a moment of an edge."""
+        self._came.drop(*place)
+        self._held.pop(place, None)
+        self._line.tell("free", place)

@@ -106,11 +106,12 @@ class _Worker:
             for time in range(place * HANDOVERS, (place + 1) * HANDOVERS):
                 start = perf_counter()
                 mailbox.renew()
-                mailbox.open(time, [to])
-                mailbox.put(to, time, (0, ()), batch)
-                mailbox.wait(time, {of: rows})
-                mailbox.take(of, time, rows)
-                mailbox.free(of, time)
+                sent, due = (to, (time,)), (of, (time,))
+                mailbox.open([sent])
+                mailbox.put(sent, rows, (0, (), "", ""), batch)
+                mailbox.wait({due: rows})
+                mailbox.take(due, rows)
+                mailbox.free(due)
                 seconds.append(perf_counter() - start)
             made = Measurement(
                 node=node, kind="handover", samples=len(rows), seconds=tuple(seconds[1:])

@@ -9,28 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from rlinf_graph.backends.edges import Rows
 from rlinf_graph.backends.engines import Engines
-from rlinf_graph.backends.rank import Rank, project
+from rlinf_graph.backends.environments import Registers
+from rlinf_graph.backends.rank import Rank
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.allreduce import Ranks, free_address
 from rlinf_graph.backends.ray.mailbox import Line, Mailbox
 from rlinf_graph.backends.record import Sightings
-from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.interpreter import KINDS
+from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import (
     Accumulate,
     Acquire,
     Advance,
     Await,
     Free,
+    Gather,
     Instruction,
+    Keep,
     Load,
     Offload,
     OptimizerStep,
-    Position,
     Publish,
     Recv,
     Release,
+    Repartition,
     Run,
     Send,
     WorkerGroup,
@@ -57,6 +61,7 @@ class RankProcess:
         group: WorkerGroup,
         number: int,
         engines: Engines,
+        environments: Registers,
         registers: MutableMapping[str, Any],
         board: Any,
         start: float,
@@ -67,10 +72,10 @@ class RankProcess:
         self._job, self._group, self._number = job, group, number
         self._who = (group.name, number)
         self._engines, self._start = engines, start
-        self._rank = Rank(job.graph, group, number, engines, registers, job.seed)
+        self._rank = Rank(job.graph, group, number, engines, environments, registers, job.seed)
         self._line = Line(board)
         self._mailbox = Mailbox(self._line)
-        self._totals = {c.edge: c.samples for c in job.program.channels}
+        self._channels = {channel.edge: channel for channel in job.program.channels}
         self._metrics, self._seen = Metrics(), Sightings()
         self._peers: Ranks | None = None
 
@@ -106,8 +111,12 @@ class RankProcess:
                 self._line.ask("acquire", self._who, turn, position)
             case Release(turn=turn):
                 self._line.tell("release", turn)
-            case Free(edge=edge):
-                self._mailbox.free(edge, at.iteration)
+            case Free(edge=edge, lag=lag):
+                self._mailbox.free((edge, at.moment(self._channels[edge].depth, lag)))
+            case Keep() | Gather():
+                self._rank.aside(instruction)
+            case Repartition():
+                self._rank.repartition()
             case Publish(model=model):
                 self._publish(model, at.iteration + 1)
             case Await():
@@ -132,22 +141,29 @@ class RankProcess:
 
     def _recv(self, steps: list[tuple[Recv, Position]]) -> None:
         wanted = {
-            recv: recv.select.rows(at, self._totals[recv.edge], self._group.ranks, self._job.seed)
+            (recv.edge, at.moment(self._channels[recv.edge].depth, recv.lag)): (recv.param, rows)
             for recv, at in steps
+            for rows in [self._rows(recv, at)]
         }
-        iteration = steps[0][1].iteration
-        self._mailbox.wait(iteration, {recv.edge: rows for recv, rows in wanted.items()})
-        for recv, rows in wanted.items():
-            self._rank.bound[recv.param] = self._mailbox.take(recv.edge, iteration, rows)
+        self._mailbox.wait({place: rows for place, (_param, rows) in wanted.items()})
+        for place, (param, rows) in wanted.items():
+            self._rank.bound[param] = self._mailbox.take(place, rows)
+
+    def _rows(self, recv: Recv, at: Position) -> Rows:
+        samples, ranks = self._channels[recv.edge].samples, self._group.ranks
+        return recv.select.rows(at, samples, ranks, self._job.seed)
 
     def _send(self, steps: list[tuple[Send, Position]]) -> None:
-        iteration = steps[0][1].iteration
-        self._mailbox.open(iteration, [send.edge for send, _at in steps])
-        for send, _at in steps:
-            value: Batch = project(self._rank.outputs[send.output], send.field)
-            output = send.output, send.field
-            if self._mailbox.put(send.edge, iteration, output, value):
-                self._seen.saw(self._group.name, iteration, value)
+        sent = [(send, at, self._channels[send.edge]) for send, at in steps]
+        self._mailbox.open([(send.edge, at.moment(edge.depth)) for send, at, edge in sent])
+        for send, at, edge in sent:
+            value = self._rank.outgoing(send)
+            output = send.output, send.field, send.gathered, send.until
+            whole = bool(send.gathered)
+            rows = self._group.share(at, edge.samples, self._group.ranks, whole=whole)
+            place = send.edge, at.moment(edge.depth)
+            if self._mailbox.put(place, rows, output, value) and not edge.depth:
+                self._seen.saw(self._group.name, at.iteration, value)
 
     def _publish(self, model: str, version: int) -> None:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""

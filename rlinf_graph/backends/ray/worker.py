@@ -13,6 +13,7 @@ import ray
 
 from rlinf_graph.backends.cores import use_cores
 from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.memory import MemoryMeter
 from rlinf_graph.backends.ray.process import RankProcess
@@ -21,7 +22,8 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
-from rlinf_graph.ir.program import Position, Program
+from rlinf_graph.ir.position import Position
+from rlinf_graph.ir.program import Program
 from rlinf_graph.ir.timeline import Event
 from rlinf_graph.nodes.plugins import load_plugins
 
@@ -51,6 +53,7 @@ class Worker:
         definitions.update(job.definitions)
         self._job, self._board = job, board
         self._registers: dict[str, Any] = {}
+        self._environments = Registers(job.graph, job.plan, job.seed)
         groups = [(job.program.group(name), rank) for name, rank in places]
         cores = [len(group.devices_of(rank)) for group, rank in groups if group.devices]
         use_cores(max(cores, default=1))
@@ -79,8 +82,9 @@ class Worker:
         """
         group, rank = self._job.program.group(place[0]), place[1]
         process = RankProcess(
-            self._job, group, rank, self._engines, self._registers, self._board, start
-        )
+            self._job, group, rank, self._engines, self._environments, self._registers,
+            self._board, start,
+        )  # fmt: skip
         try:
             process.run(iterations)
         except CompileError as error:

@@ -171,7 +171,7 @@ class Layout:
 
     def launch_s(self, passes: float = 1.0) -> float:
         """Host seconds to issue the layers of a stage `passes` times."""
-        return passes * self.traits.layer_s * self.shape.layers * self.stage
+        return passes * self.traits.layer_s * self.shape.launches * self.shape.layers * self.stage
 
 
 def refusal(shape: ModelShape, work: Work, devices: int, settings: NodePlan) -> str | None:

@@ -10,7 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rlinf_graph.compiler.cost.network import network_shape
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.dsl.model import SMALL
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.ir.span import Span
@@ -45,6 +47,8 @@ def shape_of(model: ModelDef) -> ModelShape:
         CompileError: RG0404, for a hub name that is not known and for a folder whose
             `config.json` cannot be read.
     """
+    if model.path.startswith(SMALL):
+        return network_shape(model)
     config = Path(model.path) / "config.json"
     if config.is_file():
         return read_config(config, model.span)

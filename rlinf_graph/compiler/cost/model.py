@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost import memory, training
 from rlinf_graph.compiler.cost.constants import EFFICIENCY, HANDOVER_SECONDS, HOST_SECONDS, REFIT
@@ -100,7 +100,7 @@ class CostModel:
         key = (node.name, work, layout, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
             correct = self.corrections.node(node, devices, settings)
-            self._costs[key] = _node_cost(layout, work, kept, correct)
+            self._costs[key] = _often(_node_cost(layout, work, kept, correct), node.steps)
         return self._costs[key]
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
@@ -112,7 +112,7 @@ class CostModel:
         self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
     ) -> float:
         """Seconds of one of the `settings.chunks` equal parts of a rollout or forward node."""
-        return self.node(node, devices, settings, kept).seconds / settings.chunks
+        return self.node(node, devices, settings, kept).seconds / settings.chunks / node.steps
 
     def accumulate_seconds(
         self, node: Node, devices: Sequence[int], settings: NodePlan, samples: int
@@ -141,10 +141,10 @@ class CostModel:
             samples = node.volume[0].samples if node.volume else 1
             work = HostWork(samples, HOST_SECONDS, "declared default")
         if made := self.corrections.host(node):
-            seconds = made.seconds(work.samples * work.seconds_per_sample)
+            seconds = made.seconds(work.samples * work.seconds_per_sample) * node.steps
             return NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
         used = max(1, min(processes, group.cpus * group.nodes))
-        seconds = work.samples * work.seconds_per_sample / used
+        seconds = work.samples * work.seconds_per_sample / used * node.steps
         return NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
 
     def handover(self, samples: int) -> float:
@@ -250,6 +250,14 @@ def _node_cost(layout: Layout, work: DeviceWork, kept: float, correct: Corrector
         offload_s=moving,
         origin=PROFILED if measured else "roofline",
     )
+
+
+def _often(cost: NodeCost, steps: float) -> NodeCost:
+    """The cost of a node that runs so often in an iteration."""
+    if steps == 1:
+        return cost
+    parts = tuple((name, seconds * steps) for name, seconds in cost.parts)
+    return replace(cost, seconds=cost.seconds * steps, parts=parts)
 
 
 def _items(parts: Parts) -> Items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ModelShape:
         value_head_dim: of values under MLA; 0 where it is `head_dim`.
         vision: weights of a vision tower and its projector, applied once to every image.
         vision_tokens: patches of an image.
+        launches: host time to issue a layer, in those that an engine's traits speak of.
     """
 
     layers: int
@@ -54,6 +56,7 @@ class ModelShape:
     value_head_dim: int = 0
     vision: int = 0
     vision_tokens: int = 0
+    launches: ClassVar[float] = 1.0
 
     @property
     def expert_layers(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlinf_graph.compiler.explain.report import Bottleneck, Lane, Limit, Resource
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.compiler.lower import is_host
+from rlinf_graph.ir.flow import producers_of
 from rlinf_graph.ir.graph import Node
 from rlinf_graph.ir.node_type import Role
 
@@ -43,9 +44,7 @@ def chain_of(steady: Steady) -> tuple[list[Node], float]:
     node = max(trainers, key=lambda n: _last(steady, n))
     end, chain = _last(steady, node), [node]
     while producers := [
-        steady.graph.node(e.source.node)
-        for e in steady.graph.into(node.name)
-        if steady.graph.node(e.source.node).role is not Role.SOURCE
+        made for made in producers_of(steady.graph, node) if made.role is not Role.SOURCE
     ]:
         node = max(producers, key=lambda n: _last(steady, n))
         chain.append(node)

@@ -8,7 +8,7 @@ from rlinf_graph.compiler.explain.assumptions import assumptions_of
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck, unfolded
 from rlinf_graph.compiler.explain.rejected import layout_text, rejected_plans, summary
 from rlinf_graph.compiler.explain.report import Report, Stream
-from rlinf_graph.compiler.explain.rows import feedback, staleness_of, table
+from rlinf_graph.compiler.explain.rows import carried, feedback, staleness_of, table
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.compiler.simulate import simulate
 from rlinf_graph.ir.graph import Graph
@@ -37,6 +37,7 @@ def explain(compiled: Compiled) -> Report:
         device_kind=steady.device_kind,
         rows=rows,
         feedback=feedback(steady, rows),
+        carried=carried(steady, rows),
         window_s=steady.window[1] - steady.window[0],
         lanes=unfolded(steady),
         bottleneck=find_bottleneck(steady),
@@ -76,7 +77,7 @@ def _stream(graph: Graph, plan: Plan) -> Stream | None:
     if not streaming:
         return None
     name = max(streaming, key=lambda n: plan.settings(n).chunks)
-    source = graph.node(name).inputs[0].source
-    volume = graph.node(source.node).volume[source.output]
+    node = graph.node(name)
+    volume = graph.volume(node, node.inputs[0].source)
     chunks = plan.settings(name).chunks
     return Stream(chunks, volume.samples // volume.group // chunks)

@@ -10,17 +10,15 @@ from functools import cache
 from typing import Literal
 
 from rlinf_graph.ir.interpreter import KINDS
+from rlinf_graph.ir.position import Moment, Part, Position, Select
 from rlinf_graph.ir.program import (
     Acquire,
     Await,
     Instruction,
     OptimizerStep,
-    Part,
-    Position,
     Program,
     Publish,
     Recv,
-    Select,
     Send,
     WorkerGroup,
     unroll,
@@ -104,7 +102,9 @@ class Causes:
             case OptimizerStep():
                 kind, found = "ranks", self._meeting(event.group, event.at.iteration, index - 1)
             case Send(edge=edge):
-                kind, found = "room", self._reader(edge, at.iteration)
+                depth = self._channels[edge].depth
+                found = None if depth else self._reader(edge, at.iteration)
+                kind = "room"
             case _:
                 return None
         return Cause(kind, found) if found is not None else None
@@ -112,7 +112,7 @@ class Causes:
     def _sender(self, event: Event, recv: Recv, at: Position) -> Event | None:
         """The producer's event that completed the samples."""
         channel = self._channels[recv.edge]
-        starts, made = self._produced(recv.edge, at.iteration)
+        starts, made = self._produced(recv.edge, at.moment(channel.depth, recv.lag))
         if recv.select.part is Part.ALL or (recv.select.permute and at.epoch > 0):
             return max((e for _end, e in made), key=lambda e: e.end, default=None)
         ranks = self._groups[event.group].ranks
@@ -150,16 +150,27 @@ class Causes:
         return made, tuple(pending)
 
     def _find_produced(
-        self, edge: str, iteration: int
+        self, edge: str, moment: Moment
     ) -> tuple[list[int], list[tuple[int, Event]]]:
-        """The producer's events of an iteration: first rows, and (end of rows, event)."""
+        """The producer's events of a moment: first rows, and (end of rows, event).
+
+        What leaves a loop is there when the last step is over: all rows at once.
+        """
         channel = self._channels[edge]
         group = self._groups[channel.source.node]
-        made = sorted(
-            (_rows(group, event, channel.samples), id(event), event)
+        iteration, steps = moment[0], moment[1:]
+        ran = [
+            event
             for rank in range(group.ranks)
             for event in self._lists.get((group.name, rank, iteration), [])
-            if event.kind == "run"
+            if event.kind == "run" and event.at.steps[: channel.depth] == steps
+        ]
+        deeper = any(len(event.at.steps) > channel.depth for event in ran)
+        last = max((event.at.steps for event in ran), default=())
+        made = sorted(
+            (_rows(group, event, channel.samples), id(event), event)
+            for event in ran
+            if not deeper or event.at.steps == last
         )
         return [rows[0] for rows, _, _ in made], [(rows[1], event) for rows, _, event in made]
 

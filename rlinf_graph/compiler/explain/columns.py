@@ -77,16 +77,18 @@ def origin(text: str) -> str:
 def remark(row: Row) -> str:
     """Behind a name: how often the node runs, and from where else it takes."""
     every = f", every {row.every}" if row.every > 1 else ""
+    if row.steps is not None and row.expected is not None:
+        short = f", {row.expected:g} expected" if row.expected != row.steps else ""
+        every = f" × {row.steps}{short}"
     takes = f" ← {', '.join(map(str, row.takes))}" if row.takes else ""
     return every + takes
 
 
 def _span(row: Row, clock: Clock) -> str:
     first, last = row.estimate.first_s, row.estimate.last_s
-    if row.estimate.part("weights") == row.estimate.busy_s and row.memory is None:
-        return "boundary"
     if first is None or last is None:
-        return "-"
+        delivered = row.estimate.part("weights") == row.estimate.busy_s and row.memory is None
+        return "boundary" if delivered else "-"
     return f"{clock.number(first)}..{clock.number(last)}"
 
 

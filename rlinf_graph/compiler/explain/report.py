@@ -90,6 +90,7 @@ class Row:
         chunks, micro_batch, optimizer_steps, recompute, offloaded: of its settings.
         folded: a host node of less than a hundredth of the iteration.
         origin: where its seconds come from.
+        steps, expected: of a loop: at most, and on average.
         measured: what it took in a run; None before one.
     """
 
@@ -110,6 +111,8 @@ class Row:
     recompute: bool = False
     offloaded: bool = False
     folded: bool = False
+    steps: int | None = None
+    expected: float | None = None
     measured: Measured | None = None
 
 
@@ -123,6 +126,15 @@ class Feedback:
     staleness: int
     limit: int
     every: int
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A batch that the next iteration begins with: row numbers, and the batch's type."""
+
+    source: int
+    target: int
+    type: str
 
 
 @dataclass(frozen=True)
@@ -267,6 +279,7 @@ class Report:
     device_kind: str
     rows: tuple[Row, ...]
     feedback: tuple[Feedback, ...]
+    carried: tuple[Carried, ...]
     window_s: float
     lanes: tuple[Lane, ...]
     bottleneck: Bottleneck

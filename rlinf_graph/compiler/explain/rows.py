@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from rlinf_graph.compiler.explain.report import Feedback, Memory, Row, Staleness, Times
+from rlinf_graph.compiler.explain.report import Carried, Feedback, Memory, Row, Staleness, Times
 from rlinf_graph.compiler.explain.segment import Kind
 from rlinf_graph.compiler.explain.steady import KIND, Steady, total
 from rlinf_graph.compiler.lower import cadence, is_host
@@ -65,7 +65,7 @@ class _Table:
 
     def build(self) -> list[Row]:
         graph = self.steady.graph
-        ends = [n for n in graph.nodes if not graph.out_of(n.name)]
+        ends = [n for n in graph.nodes if not graph.out_of(n.name) and not n.region]
         for node in sorted(ends, key=lambda n: n.role is not Role.SYNC):
             self._visit(node, None)
         by_number = {row.number: row for row in self._rows}
@@ -74,16 +74,60 @@ class _Table:
     def _visit(self, node: Node, parent: int | None) -> None:
         number = len(self._rows) + 1
         self._numbers[node.name] = number
-        made = sync_row if node.role is Role.SYNC else node_row
+        makers = {Role.SYNC: sync_row, Role.REGION: region_row}
+        made = makers.get(node.role, node_row)
         self._rows.append(made(self.steady, node, number, parent))
-        for edge in self.steady.graph.into(node.name):
-            if edge.source.node not in self._numbers:
-                self._visit(self.steady.graph.node(edge.source.node), number)
+        graph = self.steady.graph
+        for name in (*(e.source.node for e in graph.into(node.name)), *_body_of(node)):
+            if name not in self._numbers:
+                self._visit(graph.node(name), number)
 
     def _elsewhere(self, row: Row, rows: dict[int, Row]) -> tuple[int, ...]:
         node = next(name for name, number in self._numbers.items() if number == row.number)
-        sources = {self._numbers[e.source.node] for e in self.steady.graph.into(node)}
+        around = self.steady.graph.regions_of(node)
+        edges = [e for e in self.steady.graph.into(node) if not e.lag]
+        sources = {self._numbers[e.source.node] for e in edges if e.source.node not in around}
         return tuple(sorted(n for n in sources if rows[n].parent != row.number))
+
+
+def carried(steady: Steady, rows: tuple[Row, ...]) -> tuple[Carried, ...]:
+    """What is kept for the next iteration."""
+    numbers = {row.name: row.number for row in rows}
+    return tuple(
+        Carried(numbers[edge.source.node], numbers[edge.target], edge.type)
+        for edge in steady.graph.edges
+        if edge.lag
+    )
+
+
+def _body_of(node: Node) -> tuple[str, ...]:
+    """The nodes that make what leaves a loop."""
+    return tuple(s.node for s in (node.loop.carried, *node.loop.emitted)) if node.loop else ()
+
+
+def region_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row:
+    """The row of a loop: from the first event of its body to the last; its nodes have the work."""
+    inside = [n.name for n in steady.graph.nodes if node.name in steady.graph.regions_of(n.name)]
+    events = [event for name in inside for event in steady.events_of(name) if event.kind == "run"]
+    groups, loop = steady.plan.regions.get(node.name, 1), node.loop
+    return Row(
+        number=number,
+        name=node.name,
+        parent=parent,
+        takes=(),
+        devices="-",
+        count=0,
+        parallel=f"{groups} groups" if groups > 1 else "-",
+        estimate=Times(
+            first_s=min((e.start for e in events), default=0.0) - steady.origin,
+            last_s=max((e.end for e in events), default=0.0) - steady.origin,
+            busy_s=0.0,
+        ),
+        memory=None,
+        origin="-",
+        steps=loop.length if loop else None,
+        expected=loop.expected if loop else None,
+    )
 
 
 def node_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row:

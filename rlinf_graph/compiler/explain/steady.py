@@ -9,7 +9,7 @@ from functools import cached_property
 from rlinf_graph.compiler.cost import CostModel, NodeCost
 from rlinf_graph.compiler.explain.report import Lane
 from rlinf_graph.compiler.explain.segment import Kind, Segment
-from rlinf_graph.compiler.lower import is_host
+from rlinf_graph.compiler.lower import is_host, works
 from rlinf_graph.compiler.schedule.candidate import companions
 from rlinf_graph.compiler.schedule.memory import RESERVED
 from rlinf_graph.ir.cluster import Cluster
@@ -163,7 +163,7 @@ class Steady:
                 )
             )
         for node in self.graph.nodes:
-            if is_host(node):
+            if works(node) and is_host(node):
                 segments = self._segments(e for e in self.events if e.group == node.name)
                 lanes.append(Lane(self.host, 0, covered(segments), segments))
         return lanes

@@ -98,6 +98,8 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
         to = ", ".join(map(str, edge.targets))
         every = f", delivered every {edge.every}" if edge.every > 1 else ""
         yield f" feedback: {edge.source} ⇢ {to}   {edge.model}, staleness ≤ {edge.limit}{every}"
+    for kept in report.carried:
+        yield f" carried:  {kept.source} ⇢ {kept.target}   {kept.type}, to the next iteration"
     for row in report.rows:
         if text := words.settings(row):
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)

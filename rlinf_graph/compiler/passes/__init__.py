@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rlinf_graph.compiler.passes.check_sizes import check_sizes
 from rlinf_graph.compiler.passes.check_weights import check_weights
+from rlinf_graph.compiler.passes.infer_spaces import infer_spaces
 from rlinf_graph.compiler.passes.infer_volumes import infer_volumes
 from rlinf_graph.compiler.passes.prune_unread import prune_unread
 from rlinf_graph.compiler.passes.verify import verify
@@ -20,6 +21,7 @@ PASSES: tuple[Pass, ...] = (
     verify,
     check_weights,
     prune_unread,
+    infer_spaces,
     infer_volumes,
     check_sizes,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from rlinf_graph.ir.batch import Source
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
 
@@ -12,13 +14,23 @@ def prune_unread(graph: Graph) -> Graph:
     """Drop nodes that only produce batches which no other node takes, and unused models."""
     nodes = _without_unused_inputs(graph.nodes)
     while True:
-        read = {edge.source.node for node in nodes for edge in node.inputs}
+        read = {source.node for node in nodes for source in _taken(node)}
         kept = tuple(node for node in nodes if node.name in read or _acts(node))
         if len(kept) == len(nodes):
             break
         nodes = kept
     used = {use.model for node in nodes for use in node.models}
-    return replace(graph, nodes=nodes, models=tuple(m for m in graph.models if m.name in used))
+    models = tuple(m for m in graph.models if m.name in used)
+    known = {name for node in nodes for _param, name in node.envs} | {m.env for m in models}
+    envs = tuple(env for env in graph.envs if env.name in known)
+    return replace(graph, nodes=nodes, models=models, envs=envs)
+
+
+def _taken(node: Node) -> Iterator[Source]:
+    """What a node reads; of a region what its body makes for it."""
+    yield from (edge.source for edge in node.inputs)
+    if node.loop is not None:
+        yield from (node.loop.carried, *node.loop.emitted)
 
 
 def _without_unused_inputs(nodes: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -75,7 +75,7 @@ class Bounds:
     def _walk(self, chain: list[Node], options: Mapping[str, Option]) -> float:
         total = ends = rest = 0.0
         for node in chain:
-            if is_host(node):
+            if is_host(node) or node.name not in options:
                 if node.unit is Unit.BATCH:  # a barrier: what comes before is over
                     total, ends, rest = total + ends + rest, 0.0, 0.0
                 continue
@@ -90,10 +90,9 @@ class Bounds:
         """
         seconds = option.cost.seconds
         if node.role is not Role.TRAIN:
-            return seconds, seconds / option.settings.chunks
+            return seconds, seconds / option.settings.chunks / max(1.0, node.steps)
         epochs = node.option("epochs")
-        source = node.inputs[0].source
-        samples = self.graph.node(source.node).volume[source.output].samples
+        samples = self.graph.volume(node, node.inputs[0].source).samples
         micro_batch = option.settings.micro_batch or samples
         micro_batches = max(1, samples // (option.settings.parallel.dp * micro_batch))
         one = seconds / epochs

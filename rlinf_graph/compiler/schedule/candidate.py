@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlinf_graph.compiler.check_plan import device_nodes
-from rlinf_graph.compiler.lower import is_host
+from rlinf_graph.compiler.lower import is_host, works
 from rlinf_graph.compiler.schedule.layouts import Option
 from rlinf_graph.ir.cluster import Cluster
-from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.graph_file import digest
-from rlinf_graph.ir.node_type import Port, Role
+from rlinf_graph.ir.node_type import Port, Role, Unit
 from rlinf_graph.ir.plan import (
     Leaf,
     PipelineRef,
@@ -24,6 +24,7 @@ from rlinf_graph.ir.plan import (
     mode_of,
 )
 from rlinf_graph.ir.span import shown_path
+from rlinf_graph.ir.wiring import wiring
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Candidate:
         chunks: of every node that streams.
         staleness: of every sync, within its bound.
         offloaded: nodes whose state leaves the device when others have their turn.
+        groups: of each loop region: the parts of its samples that are in different steps at once.
         bound: seconds an iteration that no schedule of it can beat.
     """
 
@@ -44,6 +46,7 @@ class Candidate:
     chunks: int
     staleness: int
     offloaded: frozenset[str] = frozenset()
+    groups: int = 1
     bound: float = field(default=0.0, compare=False)
 
     @property
@@ -53,7 +56,8 @@ class Candidate:
 
     def label(self) -> str:
         """Enough to tell it from others, and to break ties the same way every time."""
-        return f"{_show(self.placement)} chunks {self.chunks} staleness {self.staleness}"
+        groups = f" groups {self.groups}" if self.groups > 1 else ""
+        return f"{_show(self.placement)} chunks {self.chunks} staleness {self.staleness}{groups}"
 
 
 def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
@@ -71,8 +75,12 @@ def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
             name: option.settings.model_copy(update={"resident": name not in candidate.offloaded})
             for name, option in options.items()
         },
-        host={node.name: host_processes(cluster) for node in graph.nodes if is_host(node)},
-        transports={edge.name: "memory" for edge in graph.edges if edge.type != "Weights"},
+        host={n.name: host_processes(cluster) for n in graph.nodes if works(n) and is_host(n)},
+        regions={
+            node.name: divided(graph, node, candidate.groups)
+            for node in graph.with_role(Role.REGION)
+        },
+        transports={wire.name: "memory" for wire in wiring(graph).wires},
         syncs={
             node.name: SyncPlan(
                 method=_method(graph, candidate.placement, model),
@@ -81,6 +89,13 @@ def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
             for model, node in graph.syncs().items()
         },
     )
+
+
+def divided(graph: Graph, region: Node, groups: int) -> int:
+    """The groups of a region's samples: as many as asked for where they can be cut so."""
+    volume = graph.volume(region, region.inputs[0].source)
+    whole = any(n.unit is Unit.BATCH for n in graph.body(region.name) if works(n))
+    return groups if (volume.samples // volume.group) % groups == 0 and not whole else 1
 
 
 def host_processes(cluster: Cluster) -> int:

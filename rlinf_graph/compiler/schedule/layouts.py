@@ -99,8 +99,12 @@ class Layouts:
                     )
 
     def _streaming(self, node: Node, ranks: int, tp: int, chunks: int) -> Iterator[NodePlan]:
+        if not node.inputs:  # an evaluation that makes its own samples
+            if ranks == 1:
+                yield NodePlan(parallel=Parallel(tp=tp))
+            return
         edge = node.inputs[0]
-        volume = self.graph.node(edge.source.node).volume[edge.source.output]
+        volume = self.graph.volume(node, edge.source)
         units = volume.samples // volume.group
         parallel = Parallel(dp=ranks, tp=tp)
         if node.role is Role.EVALUATE:  # shares may differ by one sample
@@ -111,8 +115,7 @@ class Layouts:
 
     def samples(self, node: Node) -> int:
         """Samples that a node takes in an iteration."""
-        source = node.inputs[0].source
-        return self.graph.node(source.node).volume[source.output].samples
+        return self.graph.volume(node, node.inputs[0].source).samples
 
     @property
     def _on_cpu(self) -> bool:

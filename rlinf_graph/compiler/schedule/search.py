@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from rlinf_graph.compiler.cost import CostModel
-from rlinf_graph.compiler.lower import cadence, is_host, lower
+from rlinf_graph.compiler.lower import cadence, is_host, lower, works
 from rlinf_graph.compiler.schedule.bound import Bounds
 from rlinf_graph.compiler.schedule.candidate import Candidate, host_processes, to_plan
 from rlinf_graph.compiler.schedule.layouts import Layouts
@@ -205,7 +205,7 @@ class Search:
             (
                 self.costs.host(node, processes, group).seconds / cadence(self.graph, node)
                 for node in self.graph.nodes
-                if is_host(node)
+                if works(node) and is_host(node)
             ),
             default=0.0,
         )

@@ -8,17 +8,27 @@ from itertools import permutations, product
 
 from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.schedule.bound import Bounds
-from rlinf_graph.compiler.schedule.candidate import Candidate, companions, with_companions
+from rlinf_graph.compiler.schedule.candidate import (
+    Candidate,
+    companions,
+    divided,
+    with_companions,
+)
 from rlinf_graph.compiler.schedule.layouts import Layouts, Option
 from rlinf_graph.compiler.schedule.memory import Shortage, find_offloads
 from rlinf_graph.compiler.schedule.pins import Pin
+from rlinf_graph.compiler.schedule.regions import Units
 from rlinf_graph.compiler.schedule.trees import Shape, shapes
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.flow import in_order
 from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import Leaf, Placement, Split, Turn, leaves_of, mode_of
 
 CHUNKS = (1, 2, 4, 8, 16)
+GROUPS = (1, 2, 4)
+"""Of a loop region's samples."""
+
 MOST_STALENESS = 4
 SMALL = 4
 
@@ -58,11 +68,14 @@ class Space:
     def __post_init__(self) -> None:
         """Find who stands beside whom, and what may vary."""
         self._shared = companions(self.graph)
+        placed = {node.name for node in device_nodes(self.graph)} - set(self._shared)
+        names = [node.name for node in in_order(self.graph) if node.name in placed]
+        self._units = Units(self.graph, names)
         self._followers: dict[str, list[str]] = {}
         for follower, leader in self._shared.items():
-            self._followers.setdefault(leader, []).append(follower)
-        placed = {node.name for node in device_nodes(self.graph)} - set(self._shared)
-        self._names = [node.name for node in in_order(self.graph) if node.name in placed]
+            self._followers.setdefault(self._units.unit(leader), []).append(follower)
+        regions = list(self.graph.with_role(Role.REGION))
+        self._groups = sorted({divided(self.graph, r, g) for r in regions for g in GROUPS} | {1})
         bounds = [
             node.option("max_staleness") - node.option("every") + 1
             for node in self.graph.syncs().values()
@@ -71,27 +84,29 @@ class Space:
 
     def candidates(self) -> Iterator[Candidate | Infeasible]:
         """All of them, simple placements first."""
-        for shape in shapes(self._names, self.graph.flow):
+        for shape in shapes(self._units.names, self._units.flow):
             for count in counts(self.cluster.size):
                 for bare in self._placements(shape, tuple(range(count))):
-                    if self._respects_pins(bare):
-                        yield from self._layouts_of(with_companions(bare, self._followers))
+                    if self._respects_pins(self._units.spread(bare)):
+                        whole = with_companions(bare, self._followers)
+                        yield from self._layouts_of(self._units.spread(whole))
 
     def _layouts_of(self, placement: Placement) -> Iterator[Candidate | Infeasible]:
         leaves = list(leaves_of(placement))
         missing: Infeasible | None = None
         found = False
-        for chunks in CHUNKS if any_split(placement) else (1,):
+        cuts = product(CHUNKS if any_split(placement) else (1,), self._groups)
+        for chunks, groups in cuts:
             leaders = [leaf for leaf in leaves if leaf.node not in self._shared]
-            fronts = [self.layouts.options(x.node, x.devices, chunks) for x in leaders]
+            fronts = [self._options(x, chunks, groups) for x in leaders]
             for leaf, front in zip(leaders, fronts, strict=True):
-                if not front and chunks == 1:
+                if not front and chunks == groups == 1:
                     text = f"{leaf.node}: no division of its batch by {len(leaf.devices)}"
                     missing = missing or Infeasible(placement, text)
             for choice in product(*fronts):
                 chosen = {x.node: option for x, option in zip(leaders, choice, strict=True)}
                 self._follow(chosen, leaves, chunks)
-                made = self._fitted(placement, chosen, chunks)
+                made = self._fitted(placement, chosen, chunks, groups)
                 if isinstance(made, Infeasible):
                     missing = _nearer(missing, made)
                     continue
@@ -99,6 +114,13 @@ class Space:
                 yield from made
         if not found and missing is not None:
             yield missing
+
+    def _options(self, leaf: Leaf, chunks: int, groups: int) -> list[Option]:
+        """Of a leader; a node of a region streams in the region's groups."""
+        region = self.graph.node(leaf.node).region
+        if region:
+            chunks = divided(self.graph, self.graph.node(region), groups)
+        return self.layouts.options(leaf.node, leaf.devices, chunks)
 
     def _follow(self, chosen: dict[str, Option], leaves: list[Leaf], chunks: int) -> None:
         """Give every follower its fastest layout on the devices of the node it accompanies."""
@@ -109,7 +131,7 @@ class Space:
                 chosen[leaf.node] = next((o for o in front if o.used == used), front[0])
 
     def _fitted(
-        self, placement: Placement, options: dict[str, Option], chunks: int
+        self, placement: Placement, options: dict[str, Option], chunks: int, groups: int
     ) -> list[Candidate] | Infeasible:
         trimmed = _trim(placement, options)
         leaves = list(leaves_of(trimmed))
@@ -122,7 +144,7 @@ class Space:
         latency = self.bounds.latency(options)
         lags = self._staleness if any_split(placement) else (0,)
         return [
-            Candidate(trimmed, tuple(options.items()), chunks, lag, fit,
+            Candidate(trimmed, tuple(options.items()), chunks, lag, fit, groups,
                       max(load, latency / (lag + 1)))
             for lag in lags
         ]  # fmt: skip

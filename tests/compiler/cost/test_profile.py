@@ -22,6 +22,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph
+from rlinf_graph.ir.graph_file import digest
 from rlinf_graph.ir.measurement import Kind, Measurement, quantiles
 from rlinf_graph.ir.plan import NodePlan
 
@@ -53,7 +54,7 @@ def measured(costs: CostModel, node: str, kind: Kind, samples: int) -> Measureme
 def profile_of(graph: Graph, cluster: Cluster, corrections: tuple[Correction, ...]) -> Profile:
     return Profile(
         pipeline=graph.name,
-        graph=graph.digest,
+        graph=digest(graph),
         date="2026-01-01T00:00:00+00:00",
         machine=Machine.of(cluster.groups[0]),
         versions=versions_here(),

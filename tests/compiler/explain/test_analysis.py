@@ -16,7 +16,7 @@ from rlinf_graph.compiler.lower import cadence
 from rlinf_graph.compiler.simulate import SimulatedMachine
 from rlinf_graph.ir.interpreter import Interpreter
 from rlinf_graph.ir.plan import Leaf, NodePlan, Parallel, PipelineRef, Plan, Split, SyncPlan, Turn
-from rlinf_graph.ir.program import Position
+from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.timeline import Event
 
 Slower = Callable[[str, Position], float]
