@@ -10,6 +10,9 @@ from rlinf_graph.compiler.explain.drawing.net import Net, Segment, Vertex
 
 SQUARES, MEDIANS = 300, 30
 BETWEEN_BOXES, BESIDE_LABEL, BESIDE_BEND = 28.0, 10.0, 14.0
+STILL = 0.05
+"""Pixels in a sweep, below which nothing visible changes any more."""
+
 STRAY = 1e-3
 """The weight with which a vertex without links keeps its place."""
 
@@ -24,8 +27,8 @@ def spread(net: Net) -> None:
             net.vertices[number].x = x
     for sweep in range(SQUARES):
         rows = net.rows if sweep % 2 == 0 else net.rows[::-1]
-        for row in rows:
-            _least_squares(net, row)
+        if max(_least_squares(net, row) for row in rows) < STILL:
+            break
     groups = _groups(net)
     for sweep in range(MEDIANS):
         for group in groups if sweep % 2 == 0 else groups[::-1]:
@@ -50,8 +53,12 @@ def _pulls(net: Net, number: int) -> list[tuple[float, float]]:
     return [*up, *down]
 
 
-def _least_squares(net: Net, row: list[int]) -> None:
-    """Isotonic regression: blocks of vertices that touch move to their common mean."""
+def _least_squares(net: Net, row: list[int]) -> float:
+    """Isotonic regression: blocks of vertices that touch move to their common mean.
+
+    Returns:
+        How far one moved, at most.
+    """
     blocks: list[tuple[float, float, int]] = []
     offset, offsets = 0.0, list[float]()
     for before, number in zip([None, *row], row, strict=False):
@@ -66,8 +73,11 @@ def _least_squares(net: Net, row: list[int]) -> None:
             (a, wa, na), (b, wb, nb) = blocks[-2:]
             blocks[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
     places = [mean for mean, _weight, count in blocks for _ in range(count)]
+    moved = 0.0
     for number, place, offset in zip(row, places, offsets, strict=True):
+        moved = max(moved, abs(net.vertices[number].x - place - offset))
         net.vertices[number].x = place + offset
+    return moved
 
 
 def _groups(net: Net) -> list[dict[int, float]]:

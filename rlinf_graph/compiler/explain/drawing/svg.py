@@ -17,7 +17,7 @@ from rlinf_graph.compiler.explain.drawing.layout import (
     lay_out,
 )
 from rlinf_graph.compiler.explain.drawing.legend import LEGEND_SIZE, ROW, SWATCH, Entry, legend
-from rlinf_graph.compiler.explain.drawing.metrics import text_width
+from rlinf_graph.compiler.explain.drawing.metrics import shortened, text_width
 from rlinf_graph.compiler.explain.drawing.net import LABEL_SIZE
 from rlinf_graph.compiler.explain.drawing.paths import curve, elbows, number
 from rlinf_graph.compiler.explain.drawing.plate import SUBTITLE_SIZE, TITLE_SIZE
@@ -26,7 +26,7 @@ from rlinf_graph.compiler.explain.drawing.words import is_barrier, kind_of, para
 from rlinf_graph.ir.graph import Graph
 
 MARGIN, HEADING, HEADING_SIZE, PARAMETER_SIZE = 24.0, 54.0, 18.0, 12.0
-CORNER = 7.0
+CORNER, LONGEST_HEADING = 7.0, 90
 
 
 def render_graph_svg(graph: Graph) -> str:
@@ -47,7 +47,7 @@ class _Picture:
         self.layout: Layout = lay_out(drawn)
 
     def lines(self) -> Iterator[str]:
-        shown = parameters(self.graph)
+        shown = shortened(parameters(self.graph), LONGEST_HEADING)
         name = text_width(self.graph.name, HEADING_SIZE, bold=True)
         heading = name + 16 + text_width(shown, PARAMETER_SIZE)
         inner = max(self.layout.width, heading, 360.0)
