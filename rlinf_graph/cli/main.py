@@ -179,6 +179,26 @@ def profile_command(
     print(f"profile written to {path}", file=sys.stderr)
 
 
+@app.command("graph")
+def graph_command(
+    target: Target,
+    settings: SetOption = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.svg", help="draw it there, too")
+    ] = None,
+) -> None:
+    """Print a pipeline's graph: its nodes, what they hand on, and what feeds back."""
+    from rlinf_graph.cli.graph import show_graph
+
+    shown = show_graph(target, _pairs(settings))
+    print(shown.text, end="")
+    if output is not None:
+        _write(output, shown.svg)
+        print(f"picture written to {output}", file=sys.stderr)
+    if shown.others:
+        print(f"other pipelines in this file: {', '.join(shown.others)}", file=sys.stderr)
+
+
 @app.command("explain")
 def explain_command(code: str) -> None:
     """Print the page about a diagnostic, such as RG0301."""
