@@ -1,8 +1,7 @@
-"""The torch engine: a model of transformers in one process, for rollout, scoring and training."""
+"""The torch engine: a model of transformers, or a small network, in one process."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -11,22 +10,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlinf_graph.engines.torch import forward, weights
+from rlinf_graph.engines.torch import acting, forward, weights
+from rlinf_graph.engines.torch.device import device_of, dtype_of, moved
 from rlinf_graph.engines.torch.generation import generate
 from rlinf_graph.engines.torch.heads import Scalar
 from rlinf_graph.engines.torch.loading import load
+from rlinf_graph.engines.torch.network import Network, is_small
 from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.engines.torch.training import Training
-from rlinf_graph.ir import packed
-from rlinf_graph.ir.batches import Prompt, Prompts, Rollouts
+from rlinf_graph.ir.batches import Actions, Observations, Prompt, Prompts, Rollouts, Transitions
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import ModelDef
-from rlinf_graph.nodes.engine import Capabilities, Key, Sampling, TrainBatch
+from rlinf_graph.nodes.engine import Capabilities, Key, Outputs, Sampling, TrainBatch
 from rlinf_graph.nodes.loss import Loss
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.optimizer import AdamW
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TorchEngine:
@@ -36,8 +34,8 @@ class TorchEngine:
         model: what to load; see `rlinf_graph.engines.torch.loading`.
         seed: of the run; decides random weights, together with the model's name.
         device: `auto` (a GPU if there is one), or as in torch.
-        dtype: `auto` (as the model says; else bfloat16 on GPUs, float32 on CPUs), `float64`,
-            `float32` or `bfloat16`.
+        dtype: `auto` (as the model says; else bfloat16 on GPUs, float32 on CPUs and for small
+            networks), `float64`, `float32` or `bfloat16`.
         trainable: whether gradients and optimizer states may be asked for.
 
     Raises:
@@ -58,11 +56,13 @@ class TorchEngine:
         self, model: ModelDef, *, seed: int, device: str, dtype: str, trainable: bool
     ) -> None:
         self.definition = model
-        self.device = _device(model, device)
-        self.dtype = _dtype(dtype if dtype != "auto" else model.dtype, self.device)
+        self.device = device_of(model, device)
+        named = dtype if dtype != "auto" else model.dtype
+        self.dtype = dtype_of(named, self.device, small=is_small(model.path))
         loaded, self._text = load(model, seed, self.dtype)
         self.model = loaded.requires_grad_(trainable)
         self._training: Training | None = None
+        self._noise = acting.Noise()
         self.load()
         if trainable:
             self._training = Training(self.model, model.name)
@@ -75,6 +75,23 @@ class TorchEngine:
                 cannot read.
         """
         return generate(self._language_model(), self._reader, prompts, sampling, key, version)
+
+    def act(self, observations: Observations, key: Key, version: int, *, greedy: bool) -> Actions:
+        """Choose an action in each environment with keyed noise, or without any if greedy.
+
+        Raises:
+            CompileError: RG0503, for a model that is no small network with head `action`.
+        """
+        network = self._network("action")
+        return acting.act(network, self._noise, observations, key, version, greedy=greedy)
+
+    def step_values(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
+        """State values along steps, packed, one more than the steps; and where truncated the last.
+
+        Raises:
+            CompileError: RG0503, for a model that is no small network with head `value`.
+        """
+        return acting.step_values(self._network("value"), transitions)
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """Log-probability of each of the policy's tokens, at its temperature, packed; else 0."""
@@ -107,10 +124,12 @@ class TorchEngine:
         Raises:
             CompileError: RG0503, for a loss that reads what the model's head does not say.
         """
-        self._require("lm" if loss.reads == "logprobs" else "value")
+        acts = isinstance(batch.samples, Transitions)
+        policy = "action" if acts else "lm"
+        self._require(policy if loss.reads == "logprobs" else "value", small=acts)
         training = self._trained()
-        batch = _moved(batch, self.device)
-        outputs = forward.outputs(self.model, batch.samples, entropy=loss.entropy)
+        batch = moved(batch, self.device)
+        outputs = self._outputs(batch, entropy=loss.entropy)
         total, weight = loss(outputs, batch, metrics)
         if total.requires_grad:
             total.backward()
@@ -163,7 +182,10 @@ class TorchEngine:
         self._trained().load_state(state["training"])
 
     def save(self, path: Path) -> None:
-        """Write a folder that transformers' `from_pretrained` loads, tokenizer included."""
+        """Write a folder that transformers' `from_pretrained` loads, tokenizer included.
+
+        A small network's is a `config.json` and `model.safetensors`, which this engine loads.
+        """
         weights.save(self.model, self._text, path)
 
     def load(self) -> None:
@@ -181,6 +203,12 @@ class TorchEngine:
         if self._training is not None:
             self._training.to(device)
 
+    def _outputs(self, batch: TrainBatch, *, entropy: bool) -> Outputs:
+        if isinstance(batch.samples, Transitions):
+            return acting.outputs(cast("Network", self.model), batch.samples, entropy=entropy)
+        whole = cast("PreTrainedModel | Scalar", self.model)
+        return forward.outputs(whole, batch.samples, entropy=entropy)
+
     def _language_model(self) -> PreTrainedModel:
         self._require("lm")
         return cast("PreTrainedModel", self.model)
@@ -189,14 +217,28 @@ class TorchEngine:
         self._require(head)
         return cast("Scalar", self.model)
 
-    def _require(self, head: str) -> None:
-        if self.definition.head != head:
-            raise fail(
-                "RG0503",
-                f"`{self.definition.name}` has head `{self.definition.head}`; this needs `{head}`",
-                self.definition.span,
-                help=(f'rl.Model("{self.definition.path}", head="{head}")',),
+    def _network(self, head: str) -> Network:
+        self._require(head, small=True)
+        return cast("Network", self.model)
+
+    def _require(self, head: str, *, small: bool = False) -> None:
+        name, held, has = (
+            self.definition.name,
+            isinstance(self.model, Network),
+            self.definition.head,
+        )
+        if has == head and held is small:
+            return
+        path, message = self.definition.path, f"`{name}` has head `{has}`; this needs `{head}`"
+        if held is not small:
+            kinds = {True: "a small network", False: "a model of transformers"}
+            path = "mlp:64x64" if small else "Qwen/Qwen2.5-0.5B"
+            message = (
+                f"`{name}` is {kinds[held]} with head `{has}`; this needs {kinds[small]} with "
+                f"head `{head}`"
             )
+        help_text = (f'rl.Model("{path}", head="{head}")',)
+        raise fail("RG0503", message, self.definition.span, help=help_text)
 
     @property
     def _reader(self) -> Text:
@@ -209,31 +251,3 @@ class TorchEngine:
         if self._training is None:
             raise fail("RG0503", f"`{self.definition.name}` was loaded without `trainable`")
         return self._training
-
-
-def _device(model: ModelDef, name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise fail(
-            "RG0503",
-            f"`{model.name}` is to run on {name}; torch finds {torch.cuda.device_count()} GPUs",
-            help=("run on a machine of the cluster file, with a CUDA build of torch",),
-        )
-    return device
-
-
-def _moved(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    tensors = {
-        field.name: value.to(device)
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, samples=packed.to(batch.samples, device), **tensors)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DTYPES[name]

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from rlinf_graph.engines.torch.heads import Scalar, head_dtype, new_head
+from rlinf_graph.engines.torch.network import Network, is_small, load_network
 from rlinf_graph.engines.torch.noise import stream
 from rlinf_graph.engines.torch.quiet import quiet
 from rlinf_graph.engines.torch.text import Text
@@ -47,8 +48,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.spm", "*.t
 
 def load(
     model: ModelDef, seed: int, dtype: torch.dtype
-) -> tuple[PreTrainedModel | Scalar, Text | None]:
-    """A model and its tokenizer, as `load_model` and `load_text` say; cheap checks come first."""
+) -> tuple[PreTrainedModel | Scalar | Network, Text | None]:
+    """A model and its tokenizer, as `load_model` and `load_text` say; cheap checks come first.
+
+    A small network reads no text.
+    """
+    if is_small(model.path):
+        return load_network(model, seed, dtype), None
     _check_folder(model)
     text = load_text(model)
     return load_model(model, seed, dtype), text

@@ -34,8 +34,8 @@ def stream(*names: object) -> int:
 
 
 def key_stream(key: Key) -> int:
-    """The stream of a node's draws in an iteration."""
-    return stream(key.seed, key.node, key.iteration)
+    """The stream of a node's draws in an iteration, at a place in the loops around it."""
+    return stream(key.seed, key.node, key.iteration, *key.steps)
 
 
 def gumbel(stream: int, index: Tensor, position: int, size: int) -> Tensor:
@@ -52,10 +52,25 @@ def gumbel(stream: int, index: Tensor, position: int, size: int) -> Tensor:
         and its entry only.
     """
     rows = _mixed(_mixed(index * GOLDEN + stream) + _signed(position * GOLDEN))
-    counter = torch.arange(1, size + 1, device=index.device) * GOLDEN
-    words = _mixed(rows[:, None] + counter)
-    uniform = _shifted(words, 64 - BITS).double().add_(0.5).mul_(2.0**-BITS)
+    return uniform_to_gumbel(_uniform(rows, size))
+
+
+def uniform(stream: int, index: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Uniform noise, float64 `(positions, n, size)` inside (0, 1), keyed as `gumbel`'s."""
+    rows = _mixed(index * GOLDEN + stream) + positions[:, None] * GOLDEN
+    return _uniform(_mixed(rows), size)
+
+
+def uniform_to_gumbel(uniform: Tensor) -> Tensor:
+    """Uniform noise made Gumbel noise, in place."""
     return uniform.log_().neg_().log_().neg_()
+
+
+def _uniform(rows: Tensor, size: int) -> Tensor:
+    """Inside (0, 1), for words `(...)`: float64 `(..., size)`."""
+    counter = torch.arange(1, size + 1, device=rows.device) * GOLDEN
+    words = _mixed(rows[..., None] + counter)
+    return _shifted(words, 64 - BITS).double().add_(0.5).mul_(2.0**-BITS)
 
 
 def _mixed(words: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlinf_graph.engines.torch.heads import Scalar
+from rlinf_graph.engines.torch.network import Network, save_network
 from rlinf_graph.engines.torch.quiet import quiet
 from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.ir.diagnostic import fail, suggest
@@ -73,9 +74,13 @@ def require_all(
 def save(model: nn.Module, text: Text | None, path: Path) -> None:
     """Write a folder that transformers' `from_pretrained` loads, tokenizer included.
 
-    A model with a `value` or `score` head is written as its backbone and `HEAD_FILE`.
+    A model with a `value` or `score` head is written as its backbone and `HEAD_FILE`, a small
+    network as `save_network` does.
     """
     path.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, Network):
+        save_network(model, path)
+        return
     backbone = model.backbone if isinstance(model, Scalar) else model
     if not isinstance(backbone, PreTrainedModel):
         raise TypeError(f"{type(backbone).__name__} is no model of transformers")
