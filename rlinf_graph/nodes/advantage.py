@@ -13,11 +13,13 @@ from rlinf_graph.ir.batches import (
     Advantages,
     Returns,
     Rewards,
+    StepRewards,
+    StepValues,
     TokenAdvantages,
     TokenRewards,
     Values,
 )
-from rlinf_graph.ir.diagnostic import Diagnostic
+from rlinf_graph.ir.diagnostic import Diagnostic, fail
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Unit
 from rlinf_graph.ir.work import HostWork, Volume
@@ -115,24 +117,42 @@ def _gae_work(call: Call) -> HostWork:
     return HostWork(volume.samples, seconds, "declared default")
 
 
-@node(unit=_gae_unit, volume=_gae_volume, work=_gae_work)
+_UNLIKE = "{} and {} do not go together: StepRewards go with StepValues, of the same episode"
+
+
+def _gae_check(node: Node, graph: Graph) -> Iterator[Diagnostic]:  # noqa: ARG001  as every check
+    """Rewards and values are both of the steps of environments, or neither."""
+    rewards, values = node.input("rewards"), node.input("values")
+    if rewards is None or values is None:
+        return
+    if (rewards.type == "StepRewards") is not (values.type == "StepValues"):
+        message = f"{_UNLIKE.format(rewards.type, values.type)} (`{node.name}`)"
+        notes = tuple(f"the {i.type} come from `{i.source}`" for i in (rewards, values))
+        yield Diagnostic("RG0101", message, node.at("values"), notes=notes)
+
+
+@node(unit=_gae_unit, volume=_gae_volume, work=_gae_work, check=_gae_check)
 def gae(
-    rewards: Rewards | TokenRewards,
-    values: Values,
+    rewards: Rewards | TokenRewards | StepRewards,
+    values: Values | StepValues,
     *,
     discount: float = 1.0,
     trace: float = 0.95,
     whiten: bool = False,
 ) -> tuple[TokenAdvantages, Returns]:
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over the policy's own tokens.
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), over tokens or steps.
 
-    With `V` after the last token 0 for a sample that terminated, and as the critic says otherwise:
-    `delta = r + discount V' - V`, `A = delta + discount trace A'`, and returns `A + V`.
+    `delta = r + discount V' - V`, `A = delta + discount trace A'`, and returns `A + V`. Of tokens
+    only the policy's own count; `V` after the last is 0 for a sample that terminated, and as the
+    critic says otherwise. Of the steps of environments all count, and an episode may end at any:
+    there `A'` is 0, and `V'` is 0 if it terminated, or that of its last observation if it was
+    truncated.
 
     Args:
         rewards: one number a sample, which counts at its last own token and ends it, or packed
-            over the tokens; those on tokens that are not the policy's own do not count.
-        values: packed, one more than the tokens.
+            over the tokens, where those that are not the policy's own do not count, or packed over
+            the steps.
+        values: packed, one more than the tokens or steps.
         discount: the weight of the next reward (gamma).
         trace: between the one-step error (0) and the whole return (1) (lambda).
         whiten: afterwards, shift and scale the advantages of the batch's own tokens to mean 0 and
@@ -140,9 +160,31 @@ def gae(
             are.
 
     Returns:
-        Advantages and returns, packed over the tokens, 0 where the mask is false.
+        Advantages and returns, packed over the tokens, 0 where the mask is false, or the steps.
     """
     packed.same_samples(rewards, values)
+    if isinstance(rewards, StepRewards) and isinstance(values, StepValues):
+        made, expected = _over_steps(rewards, values, discount, discount * trace)
+        mask = None
+    elif isinstance(rewards, StepRewards) or isinstance(values, StepValues):
+        raise fail("RG0101", _UNLIKE.format(type(rewards).__name__, type(values).__name__))
+    else:
+        made, expected = _over_tokens(rewards, values, discount, discount * trace)
+        mask = values.mask
+    returns = made + expected
+    if whiten and len(made) > 1:
+        made = (made - made.mean()) / (made.var() + 1e-8).sqrt()
+    named = {"index": values.index, "group": values.group, "lengths": values.lengths}
+    return (
+        TokenAdvantages(**named, values=_spread_out(made, mask)),
+        Returns(**named, values=_spread_out(returns, mask)),
+    )
+
+
+def _over_tokens(
+    rewards: Rewards | TokenRewards, values: Values, discount: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and values of the policy's own tokens, one after another."""
     count, lengths, mask = len(values), values.lengths, values.mask
     sample = lengths.new_ones(count).cumsum(0) - 1
     row = sample.repeat_interleave(lengths)
@@ -162,33 +204,47 @@ def gae(
         some = own > 0
         reward[sample[some], own[some] - 1] = rewards.values[some].to(given.dtype)
 
-    advantages = _backwards(reward, expected, own, discount, discount * trace)[at]
-    returns = advantages + expected[at]
-    if whiten and len(advantages) > 1:
-        spread = (advantages.var() + 1e-8).sqrt()
-        advantages = (advantages - advantages.mean()) / spread
-    named = {"index": values.index, "group": values.group, "lengths": lengths}
-    return (
-        TokenAdvantages(**named, values=_spread_out(advantages, mask, given)),
-        Returns(**named, values=_spread_out(returns, mask, given)),
-    )
+    error = (reward + discount * expected[:, 1:] - expected[:, :-1])[at]
+    return _backwards(error, error.new_full(error.shape, decay), at, count), expected[at]
 
 
-def _backwards(
-    reward: Tensor, expected: Tensor, own: Tensor, discount: float, decay: float
-) -> Tensor:
-    """The recursion, for all samples at once: `(n, width)`."""
-    made = reward.new_zeros(reward.shape)
-    later = reward.new_zeros(len(reward))
-    for t in reversed(range(reward.shape[1])):
-        error = reward[:, t] + discount * expected[:, t + 1] - expected[:, t]
-        later = (error + decay * later) * (t < own)
-        made[:, t] = later
-    return made
+def _over_steps(
+    rewards: StepRewards, values: StepValues, discount: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and values of all steps, packed."""
+    lengths, given = values.lengths, values.values
+    row = (lengths.new_ones(len(lengths)).cumsum(0) - 1).repeat_interleave(lengths)
+    place = lengths.new_ones(len(row)).cumsum(0) - 1
+    at = (row, place - (lengths.cumsum(0) - lengths)[row])
+    now, after = given[place + row], given[place + row + 1]
+    after = values.finals.where(rewards.truncated, after).masked_fill(rewards.terminated, 0)
+    error = rewards.values.to(given.dtype) + discount * after - now
+    going = (~(rewards.terminated | rewards.truncated)).to(given.dtype)
+    return _backwards(error, decay * going, at, len(lengths)), now
 
 
-def _spread_out(values: Tensor, mask: Tensor, like: Tensor) -> Tensor:
+def _backwards(error: Tensor, decay: Tensor, at: tuple[Tensor, Tensor], samples: int) -> Tensor:
+    """The recursion `A = error + decay A'`, for all samples at once.
+
+    Args:
+        error, decay: `(k,)`.
+        at: int64 `(k,)`, the sample of each and its place there.
+        samples: how many there are.
+    """
+    row, place = at
+    width = int(place.max()) + 1 if len(place) else 0
+    made, decays = error.new_zeros(width, samples), decay.new_zeros(width, samples)
+    made[place, row], decays[place, row] = error, decay
+    steps, kept = made.unbind(), decays.unbind()
+    for t in reversed(range(width - 1)):
+        steps[t].add_(kept[t] * steps[t + 1])
+    return made[place, row]
+
+
+def _spread_out(values: Tensor, mask: Tensor | None) -> Tensor:
     """Values of the policy's own tokens, at their places among all tokens."""
-    made = like.new_zeros(len(mask))
+    if mask is None:
+        return values
+    made = values.new_zeros(len(mask))
     made[mask] = values
     return made

@@ -1,8 +1,8 @@
 """Losses: a sum and a weight, so that a batch may be cut in any way and divided once.
 
-Every loss here adds up numbers of the policy's own tokens (`samples.mask`) and divides by how many
-tokens or sequences there were, whichever it is told. The runtime adds sums and weights over
-micro-batches and ranks and divides at the optimizer step.
+Every loss here adds up numbers of the policy's own tokens, or of all steps of environments
+(`TrainBatch.mask`), and divides by how many tokens or sequences there were, whichever it is told.
+The runtime adds sums and weights over micro-batches and ranks and divides at the optimizer step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlinf_graph.nodes.metric import Metrics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlinf_graph.ir.batches import Rollouts
+    from rlinf_graph.ir.batches import Rollouts, Transitions
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -155,10 +155,10 @@ class GRPOLoss:
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
         """Sum over the policy's tokens and what to divide it by."""
-        samples, mask = cast("Rollouts", batch.samples), batch.samples.mask
+        samples, mask = cast("Rollouts | Transitions", batch.samples), batch.mask
         logprobs = _given(outputs.logprobs)[mask]
         behaviour = samples.logprobs[mask]
-        old = self._old(logprobs, behaviour, batch)
+        old = self._old(logprobs, behaviour, batch.proximal, mask)
         log_ratio = logprobs - old
         ratio = log_ratio.exp()
         loss, clipped = self._surrogate(ratio, _given(batch.advantages)[mask])
@@ -183,12 +183,14 @@ class GRPOLoss:
         _emit_loss(metrics, "train/loss", total, weight)
         return total, weight
 
-    def _old(self, logprobs: Tensor, behaviour: Tensor, batch: TrainBatch) -> Tensor:
+    def _old(
+        self, logprobs: Tensor, behaviour: Tensor, proximal: Tensor | None, mask: Tensor
+    ) -> Tensor:
         if self.old == "behaviour":
             return behaviour
         if self.old == "current":
             return logprobs.detach()
-        return _given(batch.proximal)[batch.samples.mask]
+        return _given(proximal)[mask]
 
     def _surrogate(self, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
         """The negative surrogate of each token, and whether it is one that clipping holds."""
@@ -253,7 +255,7 @@ class ValueLoss:
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
         """Sum over the policy's tokens and what to divide it by."""
-        mask = batch.samples.mask
+        mask = batch.mask
         values, returns = _given(outputs.values)[mask], _given(batch.returns)[mask]
         error = (values - returns).square()
         if self.clip is not None and batch.old_values is not None:
@@ -306,7 +308,7 @@ class SupervisedLoss:
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
         """Sum over the tokens learned and what to divide it by."""
-        loss = -_given(outputs.logprobs)[batch.samples.mask]
+        loss = -_given(outputs.logprobs)[batch.mask]
         total, weight = normalized(loss, batch, self.normalize)
         _emit_loss(metrics, "train/loss", total, weight)
         return total, weight
@@ -327,7 +329,7 @@ def normalized(
         return terms.sum(), float(len(terms))
     samples = batch.samples
     rows = samples.lengths.new_ones(len(samples)).cumsum(0) - 1
-    owner = rows.repeat_interleave(samples.lengths)[samples.mask]
+    owner = rows.repeat_interleave(samples.lengths)[batch.mask]
     counts = owner.bincount(minlength=len(samples))
     return (terms / counts[owner]).sum(), float((counts > 0).sum())
 
