@@ -186,6 +186,13 @@ def test_nothing_is_executed_without_a_mechanism() -> None:
     assert caught.value.diagnostics[0].notes[0] == "namespaces: left out by `walls`"
 
 
+def test_nothing_is_executed_on_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(CompileError, match=r"RG0511.*it takes Linux") as caught:
+        run_code(Sandbox(), "print(1)")
+    assert caught.value.diagnostics[0].notes == ("this is darwin",)
+
+
 def test_several_processes_need_namespaces() -> None:
     template(("landlock",))
     with pytest.raises(CompileError, match=r"RG0511.*namespaces are needed"):
