@@ -19,6 +19,10 @@ reference = policy.frozen()
 critic = rl.Model("Qwen/Qwen2.5-1.5B", name="critic", head="value")
 judge = rl.Model("Skywork/Skywork-Reward-V2-Llama-3.1-8B", head="score")
 
+sim = rl.Env("HalfCheetah-v5", count=256)
+actor = rl.Model("mlp:64x64", head="action", env=sim)
+state_critic = rl.Model("mlp:64x64", head="value", env=sim)
+
 
 def right(answer: str, truth: str) -> float:
     return float(answer == truth)
@@ -49,6 +53,20 @@ def ppo() -> None:
     judged = rl.train(critic, rollouts, returns, old_values=values, loss=rl.ValueLoss())
     rl.sync(learned, into=policy)
     rl.sync(judged, into=critic)
+
+
+@rl.pipeline
+def embodied() -> None:
+    def interact(observations: rl.Observations) -> tuple[rl.Observations, rl.Transitions]:
+        return rl.step(sim, observations, rl.act(actor, observations))
+
+    start = rl.state(rl.reset(sim))
+    last, episode = rl.unroll(interact, start=start, length=80)
+    rl.carry(last, into=start)
+    values = rl.values(state_critic, episode)
+    advantages, returns = rl.gae(episode.rewards, values, discount=0.99, whiten=True)
+    rl.sync(rl.train(actor, episode, advantages, loss=rl.PPOLoss()), into=actor)
+    rl.sync(rl.train(state_critic, episode, returns, loss=rl.ValueLoss()), into=state_critic)
 
 
 Given = tuple[str | Source, str]
@@ -86,33 +104,6 @@ def train(model: str, *inputs: Given) -> Node:
 
 def reads(model: str, port: Port = Port.SERVED) -> tuple[ModelUse, ...]:
     return (ModelUse("model", model, port),)
-
-
-def embodied() -> Graph:
-    loop, episode = "loop interact", Source("loop interact", 1)
-    steps = Loop(Source("step sim"), (Source("step sim", 1),), 80, "", 80.0)
-    kept = (
-        Input("value", Source("reset sim"), "Observations"),
-        Input("value", Source(loop), "Observations", lag=1),
-    )
-    seen = (loop, "Observations")
-    return Graph("embodied", (
-        node("reset sim", outputs="Observations", envs=(("env", "sim"),)),
-        Node("state", "state", Role.STATE, Unit.BATCH, kept, outputs=("Observations",)),
-        node("act vla", seen, outputs="Actions", region=loop, models=reads("vla")),
-        node("step sim", seen, ("act vla", "Actions"), outputs="Observations Transitions",
-             region=loop, envs=(("env", "sim"),)),
-        node(loop, start="state", outputs="Observations Transitions", role=Role.REGION,
-             unit=Unit.BATCH, loop=steps),
-        node("values critic", (episode, "Transitions"), outputs="StepValues",
-             models=reads("critic", Port.TRAINED)),
-        node("gae", (Source(loop, 1, ("rewards",)), "StepRewards"), ("values critic", "StepValues"),
-             outputs="Advantages Returns", unit=Unit.BATCH),
-        train("vla", (episode, "Transitions"), ("gae", "Advantages")),
-        sync("vla"),
-        train("critic", (episode, "Transitions"), (Source("gae", 1), "Returns")),
-        sync("critic"),
-    ), tuple(ModelDef(name, name) for name in ("vla", "critic")))  # fmt: skip
 
 
 def nested() -> Graph:

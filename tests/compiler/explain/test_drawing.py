@@ -31,7 +31,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 MADE: dict[str, Callable[[], Graph]] = {
     "grpo": grpo.build,
     "ppo": ppo.build,
-    "embodied": embodied,
+    "embodied": embodied.build,
     "nested": nested,
 }
 Point = tuple[float, float]
@@ -144,6 +144,10 @@ def check_boxes(graph: Graph, picture: Picture) -> None:
     for name, box in picture.boxes.items():
         for loop in around[name]:
             assert picture.loops[loop].holds(box)
+    for loop, title in zip(picture.loops, picture.with_class("subtitle"), strict=True):
+        assert (
+            picture.loops[loop].y < float(title.get("y", "")) < picture.registers[register(loop)].y
+        )
     for (a, first), (b, second) in combinations(picture.boxes.items(), 2):
         if a not in around[b] and b not in around[a]:
             assert not first.meets(second), (a, b)
