@@ -52,9 +52,8 @@ class GymnasiumEnvironments:
         one.close()
         self._size = env.count // groups
         self._index = torch.arange(env.count)
-        self._groups = [self._copies(self._size, learn=True) for _ in range(groups)]
+        self._groups: list[Copies] = []  # made by the first reset: an evaluation needs none
         self._examined: Copies | None = None
-        self._begun = False
         self._known: dict[bytes, Sequence[Copies]] = {}
 
     @staticmethod
@@ -75,10 +74,11 @@ class GymnasiumEnvironments:
         """Begin a new episode in every copy: the first from its seed, later ones from where its
         generator stands.
         """
-        seeds = None if self._begun else self._seeds("run", self.env.count)
-        self._begun = True
-        size, first = self._size, range(0, self.env.count, self._size)
-        cut = [None if seeds is None else seeds[at : at + size] for at in first]
+        cut: list[list[int] | None] = [None] * len(self._groups)
+        if not self._groups:
+            seeds = self._seeds("run", self.env.count)
+            cut = [seeds[at : at + self._size] for at in range(0, len(seeds), self._size)]
+            self._groups = [self._copies(self._size, learn=True) for _ in cut]
         begun = [c.reset(mine) for c, mine in zip(self._groups, cut, strict=True)]
         return _observations(self._index, _joined(begun))
 
@@ -95,7 +95,8 @@ class GymnasiumEnvironments:
             actions: one for each copy, in the order of their numbers.
 
         Raises:
-            ValueError: for copies that are no whole groups, or other copies than observed.
+            ValueError: before the first reset, for copies that are no whole groups, and for others
+                than observed.
         """
         groups = self._named(observations, actions)
         chosen, size = actions.values.cpu().numpy(), self._size
@@ -152,6 +153,8 @@ class GymnasiumEnvironments:
         known = self._known.get(names)
         if known is not None and observations.index.cpu().numpy().tobytes() == names:
             return known
+        if not self._groups:
+            raise ValueError(f"no episode has begun in `{self.env.name}`: reset comes first")
         packed.same_samples(observations, actions)
         copies, size = actions.index.tolist(), self._size
         first = copies[0] if copies else 0

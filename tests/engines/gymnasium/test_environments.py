@@ -93,9 +93,12 @@ def test_a_step_is_that_of_arithmetic(make: Make, path: str) -> None:
 
 
 def test_the_own_version_of_many_is_used_where_it_keeps_to_the_rules(make: Make) -> None:
-    used = [type(make(path, 3)._groups[0].vector) for path in KINDS]
-    assert used == [SyncVectorEnv, CountTogether, SyncVectorEnv, SyncVectorEnv]
-    assert type(make("CartPole-v1", 2)._groups[0].vector) is SyncVectorEnv
+    used: list[type] = []
+    for path in (*KINDS, "CartPole-v1"):
+        environments = make(path, 3)
+        environments.reset()
+        used.append(type(environments._groups[0].vector))
+    assert used == [SyncVectorEnv, CountTogether, SyncVectorEnv, SyncVectorEnv, SyncVectorEnv]
 
 
 @pytest.mark.parametrize("path", KINDS[1:])
@@ -258,6 +261,12 @@ def test_actions_belong_to_the_observations(make: Make) -> None:
     other = packed.select(seen, [2, 3])
     with pytest.raises(ValueError, match="do not hold the same samples"):
         environments.step(packed.select(seen, [0, 1]), actions(other, [0, 0]))
+
+
+def test_reset_comes_first(make: Make) -> None:
+    seen = make("CartPole-v1", 2).reset()
+    with pytest.raises(ValueError, match="no episode has begun in `sim`"):
+        make("CartPole-v1", 2).step(seen, actions(seen, [0, 0]))
 
 
 def test_groups_divide_the_copies(make: Make) -> None:
