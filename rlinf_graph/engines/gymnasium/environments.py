@@ -1,15 +1,16 @@
-"""Environments of gymnasium: copies in one process, stepped in groups."""
+"""Environments of gymnasium: copies in one process, stepped in groups.
+
+The compiler asks for their spaces: torch is loaded when they are made, not before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-import torch
-from torch import Tensor
 
 from rlinf_graph.engines.gymnasium.copies import Array, Copies, Step
 from rlinf_graph.engines.gymnasium.making import make_one, make_several
@@ -20,6 +21,9 @@ from rlinf_graph.ir.batches import Actions, Observations, Transitions
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import EnvDef, Space
 from rlinf_graph.nodes.execution import metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GymnasiumEnvironments:
@@ -40,6 +44,8 @@ class GymnasiumEnvironments:
     """
 
     def __init__(self, env: EnvDef, *, seed: int, groups: int) -> None:
+        import torch
+
         if groups < 1 or env.count % groups:
             message = f"{groups} groups do not divide the {env.count} copies of `{env.name}`"
             raise fail("RG0403", message, env.span)
@@ -114,6 +120,8 @@ class GymnasiumEnvironments:
         count more often than long ones. They are the same in every evaluation, as far as the
         policy lets them; running moments of observations are used and do not move on.
         """
+        import torch
+
         number = min(self.env.count, episodes)
         copies = self._watched(number)
         wanted = [(episodes + number - 1 - place) // number for place in range(number)]
@@ -180,6 +188,8 @@ def _joined(parts: Sequence[Array]) -> Array:
 
 
 def _observations(index: Tensor, values: Array) -> Observations:
+    import torch
+
     return Observations(index=index, group=index, values=torch.from_numpy(values))
 
 
@@ -187,6 +197,8 @@ def _transitions(
     before: Observations, actions: Actions, now: Array, steps: Sequence[Step]
 ) -> Transitions:
     """One step of each copy. Made in numpy: of torch only what makes a tensor of an array."""
+    import torch
+
     finals: list[list[Tensor]] = [[] for step in steps for _ in step.rewards]
     first = 0
     for step in steps:

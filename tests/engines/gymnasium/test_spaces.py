@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,19 @@ def test_an_environment_that_cannot_be_made_is_explained() -> None:
     assert "unexpected keyword argument 'gravty'" in refused(odd)
     assert "made a int, not a gymnasium.Env" in refused(EnvDef("sim", int, 1))
     assert "observations of `sim` are Tuple" in refused(EnvDef("sim", "Blackjack-v1", 1))
+
+
+def test_the_compiler_loads_no_torch_to_ask_for_spaces() -> None:
+    code = """
+import sys
+from rlinf_graph.ir.graph import EnvDef
+from rlinf_graph.nodes.environment import environments_class
+
+print(environments_class("gymnasium").spaces(EnvDef("sim", "CartPole-v1", 8))[1].choices)
+print("torch" in sys.modules)
+"""
+    made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert made.stdout.split() == ["2", "False"]
 
 
 def test_mujoco_leaves_no_file_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
