@@ -40,6 +40,9 @@ class Sampling:
         temperature: of the softmax; 0 is greedy.
         top_p: smallest set of tokens with at least this probability; 1 keeps all.
         stop: texts that end a response; the tokenizer's end token always does.
+        keep: return only that many of a prompt's responses, those that finish first: with the
+            fewest tokens, among equals the first drawn, and those that the token limit cut last.
+            None: all.
     """
 
     samples: int = 1
@@ -47,6 +50,12 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    keep: int | None = None
+
+    @property
+    def returned(self) -> int:
+        """Responses to each prompt that come back."""
+        return self.samples if self.keep is None else self.keep
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,10 @@ class Engine(Protocol):
     """A model on one rank's devices."""
 
     def generate(self, prompts: Prompts, sampling: Sampling, key: Key, version: int) -> Rollouts:
-        """Sample responses; `index` of response j of a prompt is `prompt.index * samples + j`."""
+        """Sample responses; `index` of a prompt's j-th is `prompt.index * returned + j`.
+
+        Draws are keyed by `prompt.index * samples + j`, with the j of the response drawn.
+        """
         ...
 
     def reply(self, dialogs: Dialogs, sampling: Sampling, key: Key, version: int) -> Dialogs:

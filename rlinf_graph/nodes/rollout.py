@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import overload
+from collections.abc import Iterator, Mapping
+from typing import Any, overload
 
 from rlinf_graph.dsl.model import Frozen, Model
 from rlinf_graph.dsl.node import Call, node
@@ -23,6 +23,7 @@ from rlinf_graph.ir.work import Forward, Generate, Lengths, Volume
 from rlinf_graph.nodes.engine import Sampling
 from rlinf_graph.nodes.env import step_values
 from rlinf_graph.nodes.execution import engine_of, execution, metric
+from rlinf_graph.nodes.first_finished import first_of
 
 DEFAULT_SPREAD = (0.08, 0.14, 0.19, 0.24, 0.30, 0.37, 0.46, 0.60, 0.85, 1.0)
 """Deciles of response length over the token limit where none are declared: mean 0.42, with a tail
@@ -46,18 +47,25 @@ def check_lengths(node: Node) -> Iterator[Diagnostic]:
         yield Diagnostic("RG0104", message, node.at("lengths"))
 
 
+def _kept_and_decoded(options: Mapping[str, Any]) -> tuple[Lengths, Lengths]:
+    """Response lengths of what is returned, and of all that is decoded."""
+    lengths = response_lengths(options["max_tokens"], options["lengths"])
+    samples, keep = options["samples"], options["keep"]
+    return first_of(lengths, samples, samples if keep is None else keep)
+
+
 def _volume(call: Call) -> tuple[Volume, ...]:
-    prompts, samples = call.first, call.options["samples"]
-    response = response_lengths(call.options["max_tokens"], call.options["lengths"])
+    kept = call.options["keep"] or call.options["samples"]
+    prompts, (response, _) = call.first, _kept_and_decoded(call.options)
     prompt = prompts.lengths.mean
     whole = Lengths(tuple(prompt + q for q in response.quantiles), response.origin)
-    return (Volume(prompts.samples * samples, whole, prompt, samples),)
+    return (Volume(prompts.samples * kept, whole, prompt, kept),)
 
 
 def _work(call: Call) -> Generate:
     prompts, samples = call.first, call.options["samples"]
-    response = response_lengths(call.options["max_tokens"], call.options["lengths"])
-    return Generate(prompts.samples * samples, prompts.lengths.mean, response, samples)
+    _, decoded = _kept_and_decoded(call.options)
+    return Generate(prompts.samples * samples, prompts.lengths.mean, decoded, samples)
 
 
 def _check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
@@ -68,6 +76,10 @@ def _check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
             value = node.option(name)
             message = f"`{name}` of `{node.name}` is {value}; it has to be at least {bound:g}"
             yield Diagnostic("RG0104", message, node.at(name))
+    keep, samples = node.option("keep"), node.option("samples")
+    if keep is not None and not 1 <= keep <= samples:
+        message = f"`keep` of `{node.name}` is {keep}; it lies between 1 and samples={samples}"
+        yield Diagnostic("RG0104", message, node.at("keep"))
     if "" in node.option("stop"):
         message = f"an empty text in `stop` of `{node.name}` would end every response at once"
         yield Diagnostic("RG0104", message, node.span)
@@ -95,25 +107,31 @@ def rollout(
     top_p: float = 1.0,
     stop: tuple[str, ...] = (),
     lengths: tuple[float, ...] | float | None = None,  # noqa: ARG001  read when planning
+    keep: int | None = None,
 ) -> Rollouts:
     """Sample responses to prompts.
 
     Args:
         policy: its served port is read.
         prompts: `n` of them.
-        samples: responses to each prompt; the result has `n * samples`, those of a prompt together.
+        samples: responses to each prompt; the result has `n * samples`, or `n * keep`, those of a
+            prompt together.
         max_tokens: at most that many tokens a response.
         temperature: of the softmax; 0 is greedy.
         top_p: smallest set of tokens with at least this probability; 1 keeps all.
         stop: texts that end a response, besides the tokenizer's end token.
         lengths: what to plan with: the response length in tokens, or its quantiles at equal steps
             of probability. Does not change what is sampled.
+        keep: of the `samples` responses to a prompt return only the `keep` that finish first: with
+            the fewest tokens, among equals the first drawn. The others are given up as soon as
+            they have, so that no prompt waits for its longest response. It prefers short answers,
+            which are not those of the policy on average: training on them shortens answers.
 
     The log-probabilities in the result are those of the distribution sampled from, after
     temperature and truncation. Training and `logprobs` score at the same temperature; truncation
     they do not repeat, so with `top_p < 1` a ratio can exceed 1 on-policy.
     """
-    sampling = Sampling(samples, max_tokens, temperature, top_p, tuple(stop))
+    sampling = Sampling(samples, max_tokens, temperature, top_p, tuple(stop), keep)
     here = execution()
     made = engine_of("policy", policy).generate(
         prompts, sampling, here.key, here.versions.get("policy", 0)

@@ -37,6 +37,25 @@ class Responses:
     lengths: Tensor
     finished: Tensor
 
+    def first(self, sampling: Sampling) -> Responses:
+        """Of each prompt those that `Sampling.keep` says, in the order in which they were drawn."""
+        if sampling.keep is None:
+            return self
+        samples = sampling.samples
+        lengths, finished = self.lengths.view(-1, samples), self.finished.view(-1, samples)
+        late = torch.where(finished, lengths, self.tokens.shape[1] + 1)
+        kept = late.argsort(dim=1, stable=True)[:, : sampling.keep].sort(dim=1).values
+        starts = torch.arange(len(kept), device=kept.device)[:, None] * samples
+        rows = (starts + kept).flatten()
+        return Responses(
+            self.tokens[rows], self.logprobs[rows], self.lengths[rows], self.finished[rows]
+        )
+
+    def complete(self, sampling: Sampling) -> Tensor:
+        """bool `(b,)`: as many responses to its prompt have finished as are kept."""
+        count = self.finished.view(-1, sampling.samples).sum(dim=1)
+        return (count >= sampling.returned).repeat_interleave(sampling.samples)
+
 
 @dataclass
 class Live:
@@ -128,6 +147,8 @@ def answer(
             ended |= _stopped(text, made.tokens[live.rows, : step + 1], sampling.stop)
         made.finished[live.rows] |= ended & live.going
         live.going &= ~ended
+        if sampling.keep is not None:
+            live.going &= ~made.complete(sampling)[live.rows]
         count = int(live.going.sum())
         if not count or step + 1 == sampling.max_tokens:
             break

@@ -39,22 +39,23 @@ def generate(
         told = packed.select(prompts, rows.numpy())
         tokens = torch.tensor([t for row in rows.tolist() for t in asked[row]], dtype=torch.int64)
         matrix = padded(tokens, within(lengths[rows]))
-        index = _sample_index(told, sampling.samples)
+        drawn = _sample_index(told, sampling.samples)
         made = answer(
             model,
             text,
             (matrix.to(model.device), lengths[rows].to(model.device)),
             sampling,
             key_stream(key),
-            index.to(model.device),
+            drawn.to(model.device),
         )
+        made, index = made.first(sampling), _sample_index(told, sampling.returned)
         parts.append(_rollouts(text, told, (matrix, lengths[rows]), made, index, version))
     found = packed.concat(parts)
     found = found.replace(temperature=found.temperature * (sampling.temperature or 1.0))
     if len(parts) == 1:
         return found
-    places = torch.cat(groups).argsort()[:, None] * sampling.samples
-    order = (places + torch.arange(sampling.samples)).flatten()
+    places = torch.cat(groups).argsort()[:, None] * sampling.returned
+    order = (places + torch.arange(sampling.returned)).flatten()
     return packed.select(found, order.numpy())
 
 
