@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
+from rlinf_graph.ir.batches import Transitions
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.value import struct
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
@@ -18,7 +19,7 @@ from rlinf_graph.nodes.metric import Metrics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlinf_graph.ir.batches import Rollouts, Transitions
+    from rlinf_graph.ir.batches import Rollouts
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -155,22 +156,21 @@ class GRPOLoss:
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
         """Sum over the policy's tokens and what to divide it by."""
-        samples, mask = cast("Rollouts | Transitions", batch.samples), batch.mask
-        logprobs = _given(outputs.logprobs)[mask]
-        behaviour = samples.logprobs[mask]
-        old = self._old(logprobs, behaviour, batch.proximal, mask)
+        samples = cast("Rollouts | Transitions", batch.samples)
+        logprobs, behaviour = _own(outputs.logprobs, batch), _own(samples.logprobs, batch)
+        old = self._old(logprobs, behaviour, batch)
         log_ratio = logprobs - old
         ratio = log_ratio.exp()
-        loss, clipped = self._surrogate(ratio, _given(batch.advantages)[mask])
+        loss, clipped = self._surrogate(ratio, _own(batch.advantages, batch))
         if self.truncate is not None:
             loss = loss * (old - behaviour).exp().clamp(max=self.truncate)
         if batch.reference is not None:
-            reference = batch.reference[mask]
+            reference = _own(batch.reference, batch)
             emit(metrics, "train/kl", kl_estimate(logprobs, reference, "k3"))
             if self.kl:
                 loss = loss + self.kl * kl_estimate(logprobs, reference, self.kl_estimator)
         if outputs.entropy is not None:
-            entropy = outputs.entropy[mask]
+            entropy = _own(outputs.entropy, batch)
             emit(metrics, "train/entropy", entropy)
             loss = loss - self.entropy_bonus * entropy
         emit(metrics, "train/clip_fraction", clipped)
@@ -183,14 +183,12 @@ class GRPOLoss:
         _emit_loss(metrics, "train/loss", total, weight)
         return total, weight
 
-    def _old(
-        self, logprobs: Tensor, behaviour: Tensor, proximal: Tensor | None, mask: Tensor
-    ) -> Tensor:
+    def _old(self, logprobs: Tensor, behaviour: Tensor, batch: TrainBatch) -> Tensor:
         if self.old == "behaviour":
             return behaviour
         if self.old == "current":
             return logprobs.detach()
-        return _given(proximal)[mask]
+        return _own(batch.proximal, batch)
 
     def _surrogate(self, ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
         """The negative surrogate of each token, and whether it is one that clipping holds."""
@@ -255,11 +253,10 @@ class ValueLoss:
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
         """Sum over the policy's tokens and what to divide it by."""
-        mask = batch.mask
-        values, returns = _given(outputs.values)[mask], _given(batch.returns)[mask]
+        values, returns = _own(outputs.values, batch), _own(batch.returns, batch)
         error = (values - returns).square()
         if self.clip is not None and batch.old_values is not None:
-            old = batch.old_values[mask]
+            old = _own(batch.old_values, batch)
             near = old + (values - old).clamp(-self.clip, self.clip)
             held = (near - returns).square()
             emit(metrics, "value/clip_fraction", held > error)
@@ -308,7 +305,7 @@ class SupervisedLoss:
         self, outputs: Outputs, batch: TrainBatch, metrics: Metrics
     ) -> tuple[Tensor, float]:
         """Sum over the tokens learned and what to divide it by."""
-        loss = -_given(outputs.logprobs)[batch.mask]
+        loss = -_own(outputs.logprobs, batch)
         total, weight = normalized(loss, batch, self.normalize)
         _emit_loss(metrics, "train/loss", total, weight)
         return total, weight
@@ -329,7 +326,7 @@ def normalized(
         return terms.sum(), float(len(terms))
     samples = batch.samples
     rows = samples.lengths.new_ones(len(samples)).cumsum(0) - 1
-    owner = rows.repeat_interleave(samples.lengths)[batch.mask]
+    owner = _own(rows.repeat_interleave(samples.lengths), batch)
     counts = owner.bincount(minlength=len(samples))
     return (terms / counts[owner]).sum(), float((counts > 0).sum())
 
@@ -338,11 +335,11 @@ def _without(**read: bool) -> tuple[str, ...]:
     return tuple(name for name, is_read in read.items() if not is_read)
 
 
-def _given(tensor: Tensor | None) -> Tensor:
-    """What `needs` has made sure of."""
-    if tensor is None:
+def _own(values: Tensor | None, batch: TrainBatch) -> Tensor:
+    """Of packed values those of the policy's own tokens; of the steps of environments all are."""
+    if values is None:  # `needs` has made sure that it was given
         raise ValueError("the loss reads an input that `train` was not given")
-    return tensor
+    return values if isinstance(batch.samples, Transitions) else values[batch.mask]
 
 
 def _emit_loss(metrics: Metrics, name: str, total: Tensor, weight: float) -> None:

@@ -134,6 +134,8 @@ def step_values(network: Network, transitions: Transitions) -> tuple[Tensor, Ten
 def chosen_in(samples: Transitions) -> Tensor:
     """The observations in which actions were chosen, packed over the steps."""
     lengths, given = samples.lengths, samples.observations
+    if len(lengths) and bool((lengths == lengths[0]).all()):
+        return given.unflatten(0, (len(lengths), -1))[:, :-1].flatten(0, 1)
     kept = torch.ones(len(given), dtype=torch.bool, device=given.device)
     kept[(lengths + 1).cumsum(0) - 1] = False
     return given[kept]
