@@ -36,6 +36,7 @@ from rlinf_graph.ir.value import struct
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Lengths, Train, Volume, Work
 from rlinf_graph.nodes.advantage import gae, group_advantages
 from rlinf_graph.nodes.data import dataset, examples
+from rlinf_graph.nodes.dialog import grade, open_dialogs, reply
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
 from rlinf_graph.nodes.env import act, each_step, play, reset, step
 from rlinf_graph.nodes.evaluate import evaluate
@@ -51,6 +52,7 @@ from rlinf_graph.nodes.rollout import (
     rollout,
     values,
 )
+from rlinf_graph.nodes.tool_use import call_tools, use_tools
 from rlinf_graph.nodes.train import train
 
 SAMPLE, GROUP, BATCH = Unit.SAMPLE, Unit.GROUP, Unit.BATCH
@@ -111,6 +113,7 @@ __all__ = [
     "Weights",
     "Work",
     "act",
+    "call_tools",
     "carry",
     "dataset",
     "each_step",
@@ -119,18 +122,21 @@ __all__ = [
     "evaluate",
     "examples",
     "gae",
+    "grade",
     "group_advantages",
     "kl_penalty",
     "logprobs",
     "metric",
     "node",
     "objects",
+    "open_dialogs",
     "per_sample",
     "per_token",
     "pipeline",
     "play",
     "proximal_logprobs",
     "reference_logprobs",
+    "reply",
     "reset",
     "rollout",
     "score",
@@ -140,6 +146,7 @@ __all__ = [
     "sync",
     "train",
     "unroll",
+    "use_tools",
     "values",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, cast
 
 import numpy as np
@@ -173,10 +173,13 @@ class Rank:
 
 def options_of(node: Node) -> dict[str, Any]:
     """A node's options as its kernel takes them: functions themselves, not references."""
-    return {
-        name: value.function if isinstance(value, FunctionRef) else value
-        for name, value in node.options
-    }
+    return {name: _unwrapped(value) for name, value in node.options}
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _unwrapped(v) for k, v in cast("Mapping[str, Any]", value).items()}
+    return value.function if isinstance(value, FunctionRef) else value
 
 
 def _handle(model: ModelDef) -> Model:

@@ -38,7 +38,7 @@ class Sightings:
 
     def saw(self, node: str, iteration: int, batch: Batch) -> None:
         """Note a batch that a node handed to an edge; seeing it again changes nothing."""
-        if isinstance(batch, Rollouts):
+        if isinstance(batch, Rollouts) and len(batch.tokens):  # dialogs begin without any
             for sample in _samples_of(node, iteration, batch):
                 self.samples.setdefault((node, sample["index"]), sample)
         elif isinstance(batch, Rewards):

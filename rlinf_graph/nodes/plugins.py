@@ -12,10 +12,12 @@ BUILT_IN = (
     "rlinf_graph.dsl.loop",
     "rlinf_graph.nodes.advantage",
     "rlinf_graph.nodes.data",
+    "rlinf_graph.nodes.dialog",
     "rlinf_graph.nodes.env",
     "rlinf_graph.nodes.evaluate",
     "rlinf_graph.nodes.reward",
     "rlinf_graph.nodes.rollout",
+    "rlinf_graph.nodes.tool_use",
     "rlinf_graph.nodes.train",
 )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlinf_graph.engines.torch import acting, forward, weights
+from rlinf_graph.engines.torch import acting, dialogs, forward, weights
 from rlinf_graph.engines.torch.device import device_of, dtype_of, moved
 from rlinf_graph.engines.torch.generation import generate
 from rlinf_graph.engines.torch.heads import Scalar
@@ -18,7 +18,15 @@ from rlinf_graph.engines.torch.loading import load
 from rlinf_graph.engines.torch.network import Network, is_small
 from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.engines.torch.training import Training
-from rlinf_graph.ir.batches import Actions, Observations, Prompt, Prompts, Rollouts, Transitions
+from rlinf_graph.ir.batches import (
+    Actions,
+    Dialogs,
+    Observations,
+    Prompt,
+    Prompts,
+    Rollouts,
+    Transitions,
+)
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.nodes.engine import Capabilities, Key, Outputs, Sampling, TrainBatch
@@ -251,3 +259,12 @@ class TorchEngine:
         if self._training is None:
             raise fail("RG0503", f"`{self.definition.name}` was loaded without `trainable`")
         return self._training
+
+    def reply(self, dialogs_: Dialogs, sampling: Sampling, key: Key, version: int) -> Dialogs:
+        """Let the policy speak once more in each dialog, after reading `answers`.
+
+        Raises:
+            CompileError: RG0503, as `generate`, and for a chat template that shows no tool.
+        """
+        model = self._language_model()
+        return dialogs.reply(model, self._reader, dialogs_, sampling, key, version)
