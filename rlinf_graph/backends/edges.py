@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,16 @@ class Part:
     rows: Rows
     index: Rows
     batch: Batch
+
+    @cached_property
+    def first(self) -> int | None:
+        """The index of the first sample, where the others follow it one by one."""
+        index = self.index
+        if not len(index):
+            return None
+        first = int(index[0])
+        straight = np.array_equal(index, np.arange(first, first + len(index)))
+        return first if straight else None
 
 
 def index_of(batch: Batch) -> Rows:
@@ -83,8 +94,14 @@ class Edges:
         parts = self._parts.get((edge, moment), [])
         if not parts:
             raise KeyError(edge)
-        if len(parts) == 1 and np.array_equal(parts[0].index, rows):
-            return parts[0].batch
+        part = parts[0]
+        if len(parts) > 1:
+            return _assembled(parts, rows)
+        if np.array_equal(part.index, rows):
+            return part.batch
+        if part.first is not None:
+            places = rows - part.first
+            return packed.select(part.batch, places[(places >= 0) & (places < len(part.index))])
         return _assembled(parts, rows)
 
     def drop(self, edge: str, moment: Moment) -> None:

@@ -48,24 +48,22 @@ class Engines:
         self._initial = initial
         self._engines: dict[Instance, Engine] = {}
         self._held: dict[Instance, int] = {}
+        self._instances: dict[tuple[str, int], dict[str, Instance]] = {}
         for group, rank in places:
             for use in graph.node(group.name).models:
                 self._load(self._instance(group, rank, use))
 
     def of(self, group: WorkerGroup, rank: int) -> dict[str, Engine]:
         """Engines of a node's rank, by model parameter."""
-        node = self._graph.node(group.name)
-        return {u.param: self._engines[self._instance(group, rank, u)] for u in node.models}
+        return {p: self._engines[i] for p, i in self._instances_of(group, rank).items()}
 
     def versions(self, group: WorkerGroup, rank: int) -> dict[str, int]:
         """The version of the weights that each of those engines holds."""
-        node = self._graph.node(group.name)
-        return {u.param: self._held[self._instance(group, rank, u)] for u in node.models}
+        return {p: self._held[i] for p, i in self._instances_of(group, rank).items()}
 
     def trainer(self, group: WorkerGroup, rank: int) -> Engine:
         """The engine of a rank of a train node."""
-        use = self._graph.node(group.name).models[0]
-        return self._engines[self._instance(group, rank, use)]
+        return self._engines[next(iter(self._instances_of(group, rank).values()))]
 
     def settings(self, group: WorkerGroup) -> NodePlan:
         """The plan's settings of a node."""
@@ -87,6 +85,14 @@ class Engines:
                 instance = self._instance(group, rank, use)
                 self._engines[instance].load_weights(weights)
                 self._held[instance] = version
+
+    def _instances_of(self, group: WorkerGroup, rank: int) -> dict[str, Instance]:
+        """Of a node's rank, by model parameter."""
+        key = (group.name, rank)
+        if key not in self._instances:
+            uses = self._graph.node(group.name).models
+            self._instances[key] = {u.param: self._instance(group, rank, u) for u in uses}
+        return self._instances[key]
 
     def _instance(self, group: WorkerGroup, rank: int, use: ModelUse) -> Instance:
         node: Node = self._graph.node(group.name)

@@ -17,7 +17,7 @@ from rlinf_graph.ir import packed, ragged
 from rlinf_graph.ir.batch import Batch, TokenBatch
 from rlinf_graph.ir.batches import Examples, Rollouts, Transitions
 from rlinf_graph.ir.diagnostic import fail
-from rlinf_graph.ir.graph import EnvDef, Graph, ModelDef, Node
+from rlinf_graph.ir.graph import EnvDef, Graph, Node
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import Gather, Keep, Send, WorkerGroup
 from rlinf_graph.ir.value import FunctionRef
@@ -55,7 +55,7 @@ class Rank:
         self._engines, self._registers, self._seed = engines, registers, seed
         self._environments = environments
         self._slots = Slots()
-        models = {u.param: _handle(graph.model(u.model)) for u in self.node.models}
+        models = {u.param: _handle(graph, u.model) for u in self.node.models}
         envs = {param: _env_handle(graph.env(name)) for param, name in self.node.envs}
         self._fixed = {**models, **envs, **options_of(self.node)}
 
@@ -182,9 +182,11 @@ def _unwrapped(value: Any) -> Any:
     return value.function if isinstance(value, FunctionRef) else value
 
 
-def _handle(model: ModelDef) -> Model:
+def _handle(graph: Graph, name: str) -> Model:
     """What a kernel gets for a model; its engine it finds by the parameter's name."""
-    return Model(model.path, name=model.name, head=cast("Any", model.head))
+    model = graph.model(name)
+    env = _env_handle(graph.env(model.env)) if model.env else None
+    return Model(model.path, name=model.name, head=cast("Any", model.head), env=env)
 
 
 def _env_handle(env: EnvDef) -> Env:

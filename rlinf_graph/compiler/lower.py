@@ -211,6 +211,8 @@ class _Lowering:
         return awaits
 
     def _samples(self, node: Node) -> int:
+        if not node.inputs:
+            return 1
         return self.graph.volume(node, node.inputs[0].source).samples
 
 

@@ -60,6 +60,9 @@ class SimulatedMachine:
     runs: Mapping[str, int] = field(default_factory=dict[str, int])
     stretched: Mapping[str, float] = field(default_factory=dict[str, float])
     leading: frozenset[str] = frozenset()
+    _known: dict[tuple[str, Instruction], float] = field(
+        default_factory=dict[tuple[str, Instruction], float], compare=False
+    )
 
     def perform(
         self,
@@ -68,6 +71,12 @@ class SimulatedMachine:
         at: Position,  # noqa: ARG002  of the protocol: every position costs the same
     ) -> float:
         """Seconds of an instruction."""
+        key = (group.name, instruction)
+        if key not in self._known:
+            self._known[key] = self._seconds(group, instruction)
+        return self._known[key]
+
+    def _seconds(self, group: WorkerGroup, instruction: Instruction) -> float:
         node = self.graph.node(group.name)
         every = cadence(self.graph, node)
         runs = self.runs.get(node.name) or max(1, _runs(group.body))
@@ -202,6 +211,7 @@ def _widened(micro_batches: int) -> Callable[[Instruction], Instruction]:
     def widen(instruction: Instruction) -> Instruction:
         if not isinstance(instruction, Recv):
             return instruction
-        return replace(instruction, select=replace(instruction.select, micro_batches=micro_batches))
+        select = replace(instruction.select, micro_batches=micro_batches, permute=False)
+        return replace(instruction, select=select)
 
     return widen

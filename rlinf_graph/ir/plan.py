@@ -139,6 +139,9 @@ class NodePlan(Form):
     micro_tokens: int | None = Field(default=None, ge=1)
 
 
+DEFAULTS = NodePlan()
+
+
 class SyncPlan(Form):
     """How and how far behind weights arrive.
 
@@ -196,7 +199,7 @@ class Plan(Form):
 
     def settings(self, node: str) -> NodePlan:
         """A device node's settings; the defaults where the plan gives none."""
-        return self.nodes.get(node, NodePlan())
+        return self.nodes.get(node, DEFAULTS)
 
 
 def dumps(plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -79,9 +80,14 @@ class Select:
             start, stop = cut(start, stop, at.micro_batch, self.micro_batches)
         rows = np.arange(*((start, stop) if self.balanced else cut(start, stop, at.rank, ranks)))
         if self.permute and at.epoch > 0:
-            key = np.random.Philox(key=seed, counter=[at.iteration, at.epoch, 0, 0])
-            return np.random.Generator(key).permutation(total)[rows]
+            return _permutation(seed, at.iteration, at.epoch, total)[rows]
         return rows
+
+
+@lru_cache(maxsize=64)
+def _permutation(seed: int, iteration: int, epoch: int, total: int) -> NDArray[np.int64]:
+    key = np.random.Philox(key=seed, counter=[iteration, epoch, 0, 0])
+    return np.random.Generator(key).permutation(total)
 
 
 def cut(start: int, stop: int, index: int, parts: int) -> tuple[int, int]:

@@ -14,6 +14,10 @@ from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import NodePlan, Parallel
 
 
+GRAIN = 1e-3
+"""Of a device's memory: layouts that save less are not worth their time."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One layout of a node with what it costs."""
@@ -36,12 +40,12 @@ class Option:
         """Devices it runs on."""
         return self.settings.parallel.devices
 
-    def covers(self, other: Option) -> bool:
-        """Whether nothing speaks for the other."""
+    def covers(self, other: Option, grain: float) -> bool:
+        """Whether nothing speaks for the other; less than `grain` bytes do not."""
         return (
             self.cost.seconds <= other.cost.seconds
-            and self.resident <= other.resident
-            and self.working <= other.working
+            and self.resident <= other.resident + grain
+            and self.working <= other.working + grain
         )
 
 
@@ -72,7 +76,8 @@ class Layouts:
             for used in range(len(devices), 0, -1)
             for settings in self._settings(node, used, chunks)
         ]
-        return _pareto(made)
+        memory = min(self.cluster.group_of(device).device.memory for device in devices)
+        return _pareto(made, GRAIN * memory)
 
     def _settings(self, node: Node, devices: int, chunks: int) -> Iterator[NodePlan]:
         tp = self.pins.get(node.name, Pin()).tp or 1
@@ -122,11 +127,11 @@ class Layouts:
         return all(group.device.kind == "cpu" for group in self.cluster.groups)
 
 
-def _pareto(options: list[Option]) -> list[Option]:
+def _pareto(options: list[Option], grain: float) -> list[Option]:
     ordered = sorted(options, key=lambda o: (o.cost.seconds, o.resident + o.working, o.used))
     kept: list[Option] = []
     for option in ordered:
-        if not any(better.covers(option) for better in kept):
+        if not any(better.covers(option, grain) for better in kept):
             kept.append(option)
     return kept
 
