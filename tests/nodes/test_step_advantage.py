@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
 from rlinf_graph import rl
+from rlinf_graph.dsl.node import definitions
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batches import StepRewards, StepValues
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
@@ -165,3 +166,33 @@ def test_losses_of_steps_are_those_of_tokens_without_prompts(kind: Any, normaliz
     of_steps = loss(outputs, TrainBatch(steps, **given), ours)
     assert of_steps == loss(outputs, TrainBatch(tokens, **given), theirs)
     assert ours.values() == theirs.values()
+
+
+SIM = rl.Env("CartPole-v1", count=2, name="sim")
+POLICY = rl.Model("mlp:16", name="policy", head="action", env=SIM)
+CRITIC = rl.Model("org/critic", name="critic", head="value")
+
+
+@rl.pipeline
+def mixed() -> None:
+    def interact(observations: rl.Observations) -> tuple[rl.Observations, rl.Transitions]:
+        return rl.step(SIM, observations, rl.act(POLICY, observations))
+
+    _, made = rl.unroll(interact, start=rl.reset(SIM), length=4)
+    rollouts = rl.rollout(rl.Model("org/writer"), rl.dataset("org/data", batch=4))
+    rl.gae(made.rewards, rl.values(CRITIC, rollouts))
+
+
+def test_a_pipeline_that_mixes_the_kinds_is_reported() -> None:
+    graph = mixed.build()
+    check = definitions["gae"].check
+    assert check is not None
+    (found,) = check(graph.node("gae"), graph)
+    assert found.code == "RG0101"
+    assert "StepRewards and Values do not go together" in found.message
+    assert found.span is not None
+    assert found.span.file == __file__
+    assert [note.split(" come from ")[0] for note in found.notes] == [
+        "the StepRewards",
+        "the Values",
+    ]
