@@ -10,6 +10,7 @@ from rlinf_graph.ir.batch import Batch, Granularity, TokenBatch, objects, per_sa
 from rlinf_graph.ir.batches import (
     Actions,
     Advantages,
+    Demand,
     Dialogs,
     Examples,
     Observations,
@@ -41,10 +42,12 @@ from rlinf_graph.nodes.engine import Outputs, TrainBatch
 from rlinf_graph.nodes.env import act, each_step, play, reset, step
 from rlinf_graph.nodes.evaluate import evaluate
 from rlinf_graph.nodes.execution import emit, engine_of, metric
+from rlinf_graph.nodes.filter import demand, keep_mixed, settle
 from rlinf_graph.nodes.loss import GRPOLoss, Loss, PPOLoss, SupervisedLoss, ValueLoss
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.optimizer import AdamW
-from rlinf_graph.nodes.reward import kl_penalty, score, verify
+from rlinf_graph.nodes.refill import refill
+from rlinf_graph.nodes.reward import kl_penalty, overlong_penalty, score, verify
 from rlinf_graph.nodes.rollout import (
     logprobs,
     proximal_logprobs,
@@ -67,6 +70,7 @@ __all__ = [
     "Batch",
     "Call",
     "CompileError",
+    "Demand",
     "Diagnostic",
     "Dialogs",
     "Env",
@@ -116,6 +120,7 @@ __all__ = [
     "call_tools",
     "carry",
     "dataset",
+    "demand",
     "each_step",
     "emit",
     "engine_of",
@@ -124,22 +129,26 @@ __all__ = [
     "gae",
     "grade",
     "group_advantages",
+    "keep_mixed",
     "kl_penalty",
     "logprobs",
     "metric",
     "node",
     "objects",
     "open_dialogs",
+    "overlong_penalty",
     "per_sample",
     "per_token",
     "pipeline",
     "play",
     "proximal_logprobs",
     "reference_logprobs",
+    "refill",
     "reply",
     "reset",
     "rollout",
     "score",
+    "settle",
     "state",
     "step",
     "struct",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlinf_graph.dsl.node import node
-from rlinf_graph.ir.batches import Examples, Prompts
+from rlinf_graph.ir.batches import Demand, Examples, Prompts
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.node_type import Place, Role, Unit
 from rlinf_graph.nodes import rows, source_facts
@@ -27,12 +27,21 @@ if TYPE_CHECKING:
 
 
 def _next(
-    path: str, split: str, config: str | None, batch: int | None, shuffle: bool
+    path: str,
+    split: str,
+    config: str | None,
+    batch: int | None,
+    shuffle: bool,
+    wanted: int | None = None,
 ) -> tuple[Rows, list[Row]]:
-    """The rows of this iteration; the source's register moves on."""
+    """The rows of this iteration, at most as many as are wanted; the source's register moves on."""
     data, here = rows.read(path, split, config), execution()
     if data.count < (batch or 1):
         raise CompileError([source_facts.too_small(path, data.count, batch or 1)])
+    if wanted is not None:
+        batch = min(wanted, batch or data.count)
+        if batch == 0:
+            return data, []
     direct = here.node == Execution.node
     taken = advance(
         here.registers,
@@ -45,10 +54,11 @@ def _next(
     return data, data.take(taken)
 
 
-def _places(count: int) -> Tensor:
+def _places(count: int, batch: int | None = None) -> Tensor:
+    """Their places in the batch; fewer samples are spread over it, for all ranks to have some."""
     import torch  # a source makes tensors out of nothing
 
-    return torch.arange(count)
+    return torch.arange(count) * max(count, batch or 0) // max(count, 1)
 
 
 @node(
@@ -71,6 +81,7 @@ def dataset(
     shuffle: bool = True,
     size: int | None = None,  # noqa: ARG001  read when planning
     prompt_tokens: int | None = None,  # noqa: ARG001  read when planning
+    wanted: Demand | None = None,
 ) -> Prompts:
     """Take the next prompts of a data set.
 
@@ -89,20 +100,23 @@ def dataset(
         size: what to plan with: rows of a data set that planning cannot count; 1,000 are assumed.
         prompt_tokens: what to plan with: tokens of a prompt. Otherwise a quarter of the characters
             of a local file's first rows, or 256.
+        wanted: give at most as many prompts as groups are wanted, none where none are: then the
+            source stays where it is. `refill` makes it.
 
     Its state (epoch, cursor, seed) moves on once an iteration and is part of a checkpoint.
 
     Raises:
         CompileError: RG0505, where the data cannot be read, or is not what is asked for.
     """
-    data, taken = _next(path, split, config, batch, shuffle)
+    asking = None if wanted is None else int(wanted.groups.sum())
+    data, taken = _next(path, split, config, batch, shuffle, asking)
     asked = find_column(path, data.columns, prompt, PROMPT, "prompt")
     expected = truth_column(path, data.columns, truth)
     columns = [{k: v for k, v in row.items() if k not in (asked, expected)} for row in taken]
     if expected is not None:
         for row, kept in zip(taken, columns, strict=True):
             kept["truth"] = cell(path, row, expected)
-    index = _places(len(taken))
+    index = _places(len(taken), batch)
     prompts = [as_prompt(path, cell(path, row, asked), chat=chat) for row in taken]
     return Prompts(index=index, group=index, prompts=prompts, columns=columns)
 

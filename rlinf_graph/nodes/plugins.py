@@ -15,6 +15,7 @@ BUILT_IN = (
     "rlinf_graph.nodes.dialog",
     "rlinf_graph.nodes.env",
     "rlinf_graph.nodes.evaluate",
+    "rlinf_graph.nodes.filter",
     "rlinf_graph.nodes.reward",
     "rlinf_graph.nodes.rollout",
     "rlinf_graph.nodes.tool_use",

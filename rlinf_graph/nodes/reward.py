@@ -12,7 +12,7 @@ from rlinf_graph.ir.batches import ReferenceLogprobs, Rewards, Rollouts, TokenRe
 from rlinf_graph.ir.diagnostic import Diagnostic
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Unit
-from rlinf_graph.ir.work import Forward, HostWork
+from rlinf_graph.ir.work import Forward, HostWork, Volume
 from rlinf_graph.nodes.execution import engine_of, metric
 from rlinf_graph.nodes.source_facts import known_columns
 from rlinf_graph.nodes.verifier import Verifier, rewards_of, unfilled
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SECONDS_PER_ANSWER = 20e-6
 """Of one core, to compare an answer with a truth; assumed where the user declares nothing."""
+
+SECONDS_PER_LENGTH = 0.1e-6
+"""Of one core, to compare a sample's length with a limit; an assumption."""
 
 SECONDS_PER_TOKEN = 10e-9
 """Of one core, for a difference of log-probabilities; an assumption."""
@@ -122,6 +125,43 @@ def kl_penalty(
         mask=rollouts.mask,
         terminated=rollouts.finished.new_ones(len(rollouts)),
     )
+
+
+def _overlong_check(node: Node, graph: Graph) -> Iterator[Diagnostic]:  # noqa: ARG001  as every check
+    """The penalty rises inside the limit."""
+    limit, buffer = node.option("limit"), node.option("buffer")
+    if not 0 < buffer <= limit:
+        message = f"`buffer` of `{node.name}` is {buffer}; it lies between 1 and limit={limit}"
+        yield Diagnostic("RG0104", message, node.at("buffer"))
+
+
+def _overlong_volume(call: Call) -> tuple[Volume, ...]:
+    return (call.volumes["rewards"],)
+
+
+def _overlong_work(call: Call) -> HostWork:
+    return HostWork(call.volumes["rewards"].samples, SECONDS_PER_LENGTH, "declared default")
+
+
+@node(unit=Unit.SAMPLE, volume=_overlong_volume, work=_overlong_work, check=_overlong_check)
+def overlong_penalty(rollouts: Rollouts, rewards: Rewards, *, limit: int, buffer: int) -> Rewards:
+    """Take from the rewards of responses that come near a length limit (DAPO, Yu et al. 2025).
+
+    Equation 13 there, for a response of `n` tokens: 0 up to `limit - buffer`, `(limit - buffer - n)
+    / buffer` up to `limit`, and -1 beyond. A steep step at the limit would punish sound reasoning
+    that is merely long, at random.
+
+    Args:
+        rollouts: `n` samples.
+        rewards: `(n,)`, to which the penalty is added.
+        limit: tokens of a response; a rollout's `max_tokens`, or less.
+        buffer: how many tokens below the limit the penalty begins.
+    """
+    packed.same_samples(rollouts, rewards)
+    over = rollouts.response_lengths.to(rewards.values.dtype) - (limit - buffer)
+    penalty = (over / buffer).clamp(min=0, max=1)
+    metric("reward/overlong", penalty)
+    return rewards.replace(values=rewards.values - penalty)
 
 
 def _rewards(rollouts: Rollouts, values: Sequence[float] | Tensor) -> Rewards:

@@ -89,7 +89,7 @@ def _at(node: Node, look: Callable[[], object]) -> Iterator[Diagnostic]:
 
 
 def dataset_check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
-    """A local file has the columns, and enough rows."""
+    """A local file has the columns, and enough rows; what is wanted is limited by a batch."""
     path = node.option("path")
 
     def look() -> None:
@@ -101,6 +101,9 @@ def dataset_check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
     if rows.is_file(path):
         yield from _at(node, look)
     yield from _source_check(node)
+    if node.input("wanted") is not None and node.option("batch") is None:
+        message = f"`{node.name}` gives what is wanted, and has no limit"
+        yield Diagnostic("RG0104", message, node.span, help=("batch=64: in a round, at most",))
 
 
 def examples_check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from rlinf_graph.engines.torch import decoding
 from rlinf_graph.engines.torch.engine import TorchEngine
@@ -76,7 +77,7 @@ def test_decoding_of_a_group_ends_when_it_is_complete(
     tokens: list[int] = []
     read = decoding.Live.read
 
-    def counted(live: decoding.Live, model: torch.nn.Module, drawn: torch.Tensor) -> None:
+    def counted(live: decoding.Live, model: PreTrainedModel, drawn: torch.Tensor) -> None:
         tokens.append(int(live.going.sum()))
         read(live, model, drawn)
 
