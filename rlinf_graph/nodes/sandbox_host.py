@@ -57,8 +57,8 @@ LIMITS = {
 }
 
 HELP = (
-    "on Linux 5.13 or newer: allow unprivileged user namespaces (user.max_user_namespaces), or "
-    "start the kernel with Landlock (lsm=landlock,…)",
+    "on Linux 5.13 or newer: allow unprivileged user namespaces (user.max_user_namespaces, "
+    "kernel.apparmor_restrict_unprivileged_userns), or start the kernel with Landlock (lsm=…)",
     "in a container: a seccomp profile that allows unshare and mount, or Landlock's system calls",
 )
 
@@ -85,6 +85,8 @@ def template_for(names: Iterable[str]) -> Template:
     if sys.platform != "linux":
         raise refusal("it takes Linux to isolate them", (f"this is {sys.platform}",))
     with _lock:
+        if _ending.is_set():
+            raise refusal("this process is ending", help_text=())
         known = _templates.get(walls)
         if known is not None and known.process.poll() is not None:
             known.close()
@@ -115,17 +117,21 @@ class Template:
             self.process = _start(theirs.fileno(), walls)
         self._control.settimeout(STARTING)
         try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        try:
             self.report = receive(self._control)
-            if "base" not in self.report:
-                notes = tuple(f"{name}: {why}" for name, why in self.report.items() if why)
-                raise refusal("there is nothing to isolate them with", notes)
-            if holes := self._holes():
-                raise refusal("what isolates them has holes", (holes,))
         except (OSError, EOFError) as error:
             raise refusal("the process that executes them does not start", (str(error),)) from error
-        finally:
-            if sys.exc_info()[0] is not None:
-                self.close()
+        if "base" not in self.report:
+            notes = tuple(f"{name}: {why}" for name, why in self.report.items() if why)
+            raise refusal("there is nothing to isolate them with", notes)
+        if holes := self._holes():
+            raise refusal("what isolates them has holes", (holes,))
 
     def execute(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """Have a program executed.
@@ -171,13 +177,19 @@ class Template:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.report.get("namespaces") and os.path.isdir(self.report.get("base", "")):
-            with contextlib.suppress(OSError):
-                remove_folder(self.report["base"])
+        base = self.report.get("base", "") if self.report.get("namespaces") else ""
+        for _attempt in range(100):
+            if not os.path.isdir(base):
+                break
+            with contextlib.suppress(OSError):  # a program that is being killed may still write
+                remove_folder(base)
+                break
+            time.sleep(0.02)
 
     def forget(self) -> None:
         """Leave it to the process that this one was forked from."""
-        self._control.close()
+        for connection in (self._control, *self._open):
+            connection.close()
         self.process.returncode = 0  # not a child of this process
 
     def _holes(self) -> str:
@@ -218,9 +230,12 @@ def _start(control_number: int, walls: tuple[str, ...]) -> subprocess.Popen[byte
 
 _templates: dict[tuple[str, ...], Template] = {}
 _lock = threading.Lock()
+_ending = threading.Event()
 
 
 def _close_all() -> None:
+    with _lock:
+        _ending.set()
     while _templates:
         _templates.popitem()[1].close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import select
@@ -28,27 +27,32 @@ def supervise(connection: socket.socket, walls: Isolation, template: int) -> NoR
     The request holds the fields of a `Sandbox` and `code`; the answer `output`, `status` and
     `seconds`, or `refused` with a reason.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    answer: dict[str, Any] = {"refused": "its supervisor was interrupted"}
-    folder = os.path.join(walls.base, str(os.getpid()))
     try:
-        isolation.die_with(template)
+        isolation.die_with(template)  # where it has ended, the user starts another
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         request = receive(connection)
-        if walls.namespaces:
-            folder = walls.base
-            isolation.enter_own_folder(request["file_mb"])
-        else:
-            os.mkdir(folder, 0o700)
-        answer = _Run(request, folder, walls).result(connection)
-        if not walls.namespaces:
-            remove_folder(folder)
-    except Exception as error:
-        answer = {"refused": f"{type(error).__name__}: {error}"}
+        try:
+            answer = _in_a_folder(request, connection, walls)
+        except Exception as error:
+            answer = {"refused": f"{type(error).__name__}: {error}"}
+        send(connection, answer)
     finally:
-        with contextlib.suppress(OSError):
-            send(connection, answer)
         os._exit(0)
+
+
+def _in_a_folder(
+    request: dict[str, Any], connection: socket.socket, walls: Isolation
+) -> dict[str, Any]:
+    if walls.namespaces:
+        isolation.enter_own_folder(request["file_mb"])
+        return _Run(request, walls.base, walls).result(connection)
+    folder = os.path.join(walls.base, str(os.getpid()))
+    os.mkdir(folder, 0o700)
+    try:
+        return _Run(request, folder, walls).result(connection)
+    finally:
+        remove_folder(folder)
 
 
 class _Run:
@@ -124,18 +128,23 @@ class _Run:
 
 
 def _status(ended: int, used: float, cpu_seconds: int) -> str:
-    """From what `wait4` says; the kernel kills a process that has used up its CPU time."""
+    """From what `wait4` says.
+
+    The kernel kills a process that has used up its CPU time, which it counts in ticks; `used` is
+    measured, and on a busy machine somewhat less.
+    """
     if os.WIFSIGNALED(ended):
-        return "timeout" if used > cpu_seconds - 0.1 else "killed"
+        by_the_kernel = os.WTERMSIG(ended) in (signal.SIGKILL, signal.SIGXCPU)
+        return "timeout" if by_the_kernel and used > cpu_seconds / 2 else "killed"
     return STATUS.get(os.WEXITSTATUS(ended), "error")
 
 
 def remove_folder(folder: str) -> None:
     """Remove a folder however deep it is, whatever its modes, without following links.
 
-    Folders inside are moved beside it first: paths stay short. Nothing else may write there.
+    Folders further inside are moved up to it first: paths stay short. Nothing else may write there.
     """
-    queue = [folder]
+    queue, unique = [folder], os.urandom(8).hex()
     for number, place in enumerate(queue):
         os.chmod(place, 0o700)
         with os.scandir(place) as entries:
@@ -143,8 +152,9 @@ def remove_folder(folder: str) -> None:
         for inner, (path, is_folder) in enumerate(found):
             if is_folder:
                 os.chmod(path, 0o700)  # to move a folder is to write in it
-                queue.append(f"{folder}.{number}.{inner}")
+                queue.append(f"{folder}/{unique}.{number}.{inner}")
                 os.rename(path, queue[-1])
             else:
                 os.unlink(path)
+    for place in reversed(queue):
         os.rmdir(place)

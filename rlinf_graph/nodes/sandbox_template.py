@@ -54,16 +54,14 @@ def serve(control_number: int, walls: tuple[str, ...]) -> None:
     if namespaces:
         isolation.enter_namespaces()
     base = isolation.FOLDER if namespaces else tempfile.mkdtemp(prefix="rlinf-graph-")
-    send(control, {**wrong, "base": base})
-    isolation.reading_rules()
-    sandbox_filter.program(os.uname().machine, 1)  # both are kept, for every program
-    gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
-    _fork_for_each(control, Isolation(namespaces, landlock, base))
-    with contextlib.suppress(ChildProcessError):
-        os.wait()  # for the last of them: they end when connections are closed
-    if not namespaces:
-        remove_folder(base)
+    try:
+        send(control, {**wrong, "base": base})
+        _fork_for_each(control, Isolation(namespaces, landlock, base))
+    finally:
+        with contextlib.suppress(ChildProcessError):
+            os.wait()  # for the last of them: they end when connections are closed
+        if not namespaces:
+            remove_folder(base)
 
 
 def _what_is_wrong(name: str, walls: tuple[str, ...]) -> str:
@@ -109,6 +107,10 @@ def _try_filter() -> None:
 
 def _fork_for_each(control: socket.socket, walls: Isolation) -> None:
     """Until the other end is closed."""
+    isolation.reading_rules()
+    sandbox_filter.program(os.uname().machine, 1)  # both are kept, for every program
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
     template = os.getpid()
     while True:
         try:

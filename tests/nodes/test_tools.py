@@ -195,7 +195,7 @@ def test_no_server(server: Server) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"url": "file:///etc/passwd"}, "`url` is 'file:///etc/passwd', which is no address"),
+        ({"url": "ftp://a/b"}, "`url` is 'ftp://a/b', which is no address"),
         ({"url": "localhost:80"}, "`url` is 'localhost:80'"),
         ({"url": "http://a", "tries": 0}, "`tries` is 0"),
         ({"url": "http://a", "seconds": -1.0}, "`seconds` is -1.0"),
