@@ -55,7 +55,9 @@ from rlinf_graph.nodes.rollout import (
     rollout,
     values,
 )
+from rlinf_graph.nodes.sandbox import Sandbox
 from rlinf_graph.nodes.tool_use import call_tools, use_tools
+from rlinf_graph.nodes.tools import Http
 from rlinf_graph.nodes.train import train
 
 SAMPLE, GROUP, BATCH = Unit.SAMPLE, Unit.GROUP, Unit.BATCH
@@ -81,6 +83,7 @@ __all__ = [
     "Generate",
     "Granularity",
     "HostWork",
+    "Http",
     "Lengths",
     "Loss",
     "Metrics",
@@ -99,6 +102,7 @@ __all__ = [
     "Rewards",
     "Role",
     "Rollouts",
+    "Sandbox",
     "Scalars",
     "StepRewards",
     "StepValues",
