@@ -48,7 +48,7 @@ class Sandbox:
         """Refuse limits under which no program can run.
 
         Raises:
-            CompileError: RG0104.
+            CompileError: RG0104; RG0511, for no `walls`.
         """
         if found := misfit(self):
             name, wanted, value = found
@@ -59,6 +59,9 @@ class Sandbox:
                 message = f"Sandbox: `{name}` is {value!r}; it has to be at least {least}"
                 default = next(f.default for f in dataclasses.fields(self) if f.name == name)
                 raise fail("RG0104", message, help=(f"Sandbox({name}={default})",))
+        if not self.walls:
+            reason = "`walls` leaves nothing that could isolate them"
+            raise refusal(reason, help_text=(f"Sandbox(walls={get_args(Wall)})",))
 
 
 LEAST = {

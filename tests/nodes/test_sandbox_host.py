@@ -15,6 +15,7 @@ import pytest
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.value import freeze, from_json, to_json
 from rlinf_graph.nodes.sandbox import Sandbox, run_code
+from rlinf_graph.nodes.sandbox_host import template_for
 from tests.nodes.sandboxes import DEADLINE, ROOT, WALLS, ends, lasting, template
 
 NOBODY = 65533  # not the number that the sandbox itself takes
@@ -192,9 +193,12 @@ def test_nothing_is_executed_where_the_kernel_refuses_both() -> None:
 
 
 def test_nothing_is_executed_without_a_mechanism() -> None:
-    with pytest.raises(CompileError, match=r"RG0511.*nothing that isolates") as caught:
-        run_code(Sandbox(walls=()), "print(1)")
-    assert caught.value.diagnostics[0].notes[0] == "namespaces: left out by `walls`"
+    with pytest.raises(CompileError, match=r"RG0511.*nothing to isolate") as caught:
+        template_for(())
+    left_out = ("namespaces: left out by `walls`", "landlock: left out by `walls`")
+    assert caught.value.diagnostics[0].notes == left_out
+    with pytest.raises(CompileError, match=r"RG0511.*`walls` leaves nothing"):
+        Sandbox(walls=())
 
 
 def test_nothing_is_executed_on_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
