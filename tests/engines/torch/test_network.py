@@ -1,4 +1,4 @@
-"""Small networks: what they say against torch's distributions and Stable-Baselines3."""
+"""Small networks: made, saved, loaded, and refused."""
 
 from __future__ import annotations
 
@@ -8,101 +8,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import gymnasium as gym
 import pytest
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Categorical
 
-from rlinf_graph.engines.torch import acting
 from rlinf_graph.engines.torch.engine import TorchEngine
 from rlinf_graph.engines.torch.network import Network
-from rlinf_graph.engines.torch.noise import gumbel, uniform, uniform_to_gumbel
-from rlinf_graph.ir import packed
-from rlinf_graph.ir.batches import Observations, Transitions
 from rlinf_graph.ir.diagnostic import CompileError
-from rlinf_graph.ir.graph import ModelDef, Space
+from rlinf_graph.ir.graph import Space
 from rlinf_graph.nodes.engine import Key, Sampling, TrainBatch
 from rlinf_graph.nodes.loss import PPOLoss, ValueLoss
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.optimizer import AdamW
-from tests.engines.torch.test_forward import Seen
-
-VECTOR = Space((3,))
-CHOICES, ARRAY = Space(choices=4, dtype="int64"), Space((2,))
-BOTH = pytest.mark.parametrize("action", [CHOICES, ARRAY], ids=["choices", "array"])
-
-
-def network(
-    head: str = "action",
-    *,
-    path: str = "mlp:16x8",
-    name: str = "policy",
-    observation: Space | None = VECTOR,
-    action: Space | None = CHOICES,
-    weights: str = "random",
-    dtype: str = "float64",
-    seed: int = 0,
-    trainable: bool = False,
-) -> TorchEngine:
-    made = ModelDef(
-        name, path, head, dtype, weights, env="sim", observation=observation, action=action
-    )
-    return TorchEngine(made, seed=seed, device="cpu", dtype=dtype, trainable=trainable)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def livelier(engine: TorchEngine) -> TorchEngine:
-    """Another policy than a new one, which is close to uniform."""
-    given = {n: drawn(*w.shape, seed=i) for i, (n, w) in enumerate(engine.weights().items())}
-    engine.load_weights((n, w / 2) for n, w in given.items())
-    return engine
-
-
-def observed(values: Tensor, first: int = 0) -> Observations:
-    index = torch.arange(first, first + len(values))
-    return Observations(index=index, group=index, values=values)
-
-
-def transitions(lengths: list[int], action: Space = CHOICES, *, cut: int = 3) -> Transitions:
-    """Random steps; every `cut` steps a time limit ends an episode."""
-    steps, count = sum(lengths), len(lengths)
-    truncated = torch.arange(steps) % cut == cut - 1
-    owner = torch.arange(count).repeat_interleave(torch.tensor(lengths))
-    finals = drawn(steps, 3, seed=9)
-    choice = torch.randint(4, (steps,), generator=torch.Generator().manual_seed(2))
-    return Transitions(
-        index=torch.arange(count),
-        group=torch.arange(count),
-        lengths=torch.tensor(lengths),
-        observations=drawn(steps + count, 3),
-        actions=choice if action.choices else drawn(steps, 2, seed=2),
-        logprobs=-drawn(steps, seed=3).abs(),
-        versions=torch.zeros(steps, dtype=torch.int64),
-        reward_values=drawn(steps, seed=4),
-        terminated=torch.zeros(steps, dtype=torch.bool),
-        truncated=truncated,
-        finals=[[finals[t] for t in range(steps) if truncated[t] and owner[t] == row]
-                for row in range(count)],
-    )  # fmt: skip
-
-
-def policy_of(engine: TorchEngine, observations: Tensor) -> Distribution:
-    """What torch makes of the same weights, layer by layer."""
-    weights = engine.weights()
-    seen = observations
-    for layer in range(3):
-        seen = seen @ weights[f"layers.{layer}.weight"].T + weights[f"layers.{layer}.bias"]
-        seen = torch.tanh(seen) if layer < 2 else seen
-    if "log_std" not in weights:
-        return Categorical(logits=seen)
-    return Independent(Normal(seen, weights["log_std"].exp()), 1)
+from tests.engines.torch.small import (
+    ARRAY,
+    BOTH,
+    VECTOR,
+    drawn,
+    livelier,
+    network,
+    observed,
+    policy_of,
+    transitions,
+)
 
 
 def test_new_weights_are_orthogonal_with_the_gains_of_stable_baselines() -> None:
@@ -160,203 +88,6 @@ def test_numbers_are_spread_and_bytes_scaled() -> None:
         torch.testing.assert_close(
             torch.log_softmax(pictures.model(bytes_), -1), cast("Categorical", expected).logits
         )
-
-
-@BOTH
-def test_logprobs_and_entropies_are_those_of_torch(action: Space) -> None:
-    engine = livelier(network(action=action, trainable=True))
-    samples, loss = transitions([4, 1, 6], action), Seen(entropy=True)
-    engine.accumulate(TrainBatch(samples), loss, Metrics())
-    seen = samples.observations[[0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12]]
-    expected = policy_of(engine, seen)
-    assert loss.outputs.logprobs is not None
-    assert loss.outputs.entropy is not None
-    torch.testing.assert_close(loss.outputs.logprobs.detach(), expected.log_prob(samples.actions))
-    torch.testing.assert_close(loss.outputs.entropy.detach(), expected.entropy())
-    assert loss.outputs.values is None
-
-
-@BOTH
-def test_logprobs_of_actions_are_those_of_training(action: Space) -> None:
-    engine = livelier(network(action=action))
-    seen = drawn(50, 3)
-    made = engine.act(observed(seen), Key(0, "act", 2, (7,)), 5, greedy=False)
-    expected = policy_of(engine, seen).log_prob(made.values)
-    torch.testing.assert_close(made.logprobs, expected)
-    assert made.versions.tolist() == [5] * 50
-    assert made.values.dtype == (torch.int64 if action.choices else torch.float64)
-    greedy = engine.act(observed(seen), Key(0, "act", 2, (7,)), 5, greedy=True)
-    torch.testing.assert_close(greedy.values, policy_of(engine, seen).mode)
-    assert not greedy.logprobs.any()
-
-
-@BOTH
-def test_a_draw_does_not_depend_on_the_others(action: Space) -> None:
-    engine = livelier(network(action=action))
-    seen, key = observed(drawn(16, 3)), Key(3, "act", 1, (2, 70))
-    whole = engine.act(seen, key, 0, greedy=False)
-    for rows in ([3], [9, 2, 5], list(range(15, -1, -1)), list(range(8, 16))):
-        made = engine.act(packed.select(seen, rows), key, 0, greedy=False)
-        torch.testing.assert_close(made.values, whole.values[rows], rtol=0, atol=1e-12)
-        torch.testing.assert_close(made.logprobs, whole.logprobs[rows], rtol=0, atol=1e-12)
-
-
-@BOTH
-def test_a_draw_does_not_depend_on_how_many_are_made_at_once(
-    action: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, seen = livelier(network(action=action)), observed(drawn(8, 3))
-    keys = [Key(3, "act", 1, (step,)) for step in (0, 1, 63, 64, 65, 200, 2)]
-    before = [engine.act(seen, key, 0, greedy=False).values for key in keys]
-    again = [engine.act(seen, key, 0, greedy=False).values for key in keys]
-    monkeypatch.setattr(acting, "BLOCK_NUMBERS", 7 * 8 * (4 if action.choices else 2))
-    monkeypatch.setattr(acting, "MOST_BLOCKS", 2)
-    engine._noise = acting.Noise()
-    after = [engine.act(seen, key, 0, greedy=False).values for key in keys]
-    assert all(torch.equal(a, b) and torch.equal(a, c)
-               for a, b, c in zip(before, again, after, strict=True))  # fmt: skip
-
-
-def test_every_part_of_the_key_matters() -> None:
-    engine, seen = network(action=ARRAY), observed(torch.zeros(4, 3))
-    first = engine.act(seen, Key(0, "act", 1, (2, 3)), 0, greedy=False).values
-    others = [Key(1, "act", 1, (2, 3)), Key(0, "other", 1, (2, 3)), Key(0, "act", 2, (2, 3))]
-    others += [Key(0, "act", 1, steps) for steps in ((3, 3), (2, 4), (3,))]
-    for key in others:
-        assert not torch.isclose(engine.act(seen, key, 0, greedy=False).values, first).any()
-    later = observed(torch.zeros(4, 3), first=4)
-    moved = engine.act(later, Key(0, "act", 1, (2, 3)), 0, greedy=False).values
-    assert not torch.isclose(moved, first).any()
-
-
-def test_noise_of_steps_is_that_of_positions() -> None:
-    index = torch.tensor([5, 0, 2**40])
-    several = uniform_to_gumbel(uniform(-77, index, torch.arange(3, 6), 11))
-    assert all(torch.equal(several[i], gumbel(-77, index, 3 + i, 11)) for i in range(3))
-
-
-def test_choices_are_as_frequent_as_they_are_probable() -> None:
-    engine, row = livelier(network()), drawn(1, 3, seed=5)
-    seen = observed(row.expand(500, 3))
-    made = [engine.act(seen, Key(0, "act", 0, (s,)), 0, greedy=False).values for s in range(40)]
-    counts = torch.cat(made).bincount(minlength=4).double()
-    expected = cast("Categorical", policy_of(engine, row)).probs[0] * 20_000
-    assert float(((counts - expected) ** 2 / expected).sum()) < 20  # 3 degrees of freedom
-
-
-def test_arrays_are_normal() -> None:
-    engine, row = livelier(network(action=ARRAY)), drawn(1, 3, seed=5)
-    seen = observed(row.expand(500, 3))
-    made = [engine.act(seen, Key(0, "act", 0, (s,)), 0, greedy=False).values for s in range(40)]
-    normal = cast("Independent", policy_of(engine, row)).base_dist
-    shares = cast("Normal", normal).cdf(torch.cat(made))
-    for column in shares.T:
-        counts = torch.histc(column, bins=50, min=0, max=1)
-        assert float(((counts - 400) ** 2 / 400).sum()) < 49 + 5 * math.sqrt(98)
-    assert abs(float(torch.corrcoef(shares.T)[0, 1])) < 0.03
-
-
-def test_values_along_steps() -> None:
-    engine, episode = livelier(network("value", name="critic")), transitions([4, 1, 6], cut=4)
-    values, finals = engine.step_values(episode)
-    with torch.no_grad():
-        torch.testing.assert_close(values, engine.model(episode.observations)[:, 0])
-        last = torch.stack([final for row in episode.finals for final in row])
-        torch.testing.assert_close(finals[episode.truncated], engine.model(last)[:, 0])
-    assert [len(row) for row in episode.finals] == [1, 0, 1]
-    assert finals.shape == (11,)
-    assert not finals[~episode.truncated].any()
-    with pytest.raises(ValueError, match="1 last observations of 2 truncated episodes"):
-        engine.step_values(episode.replace(finals=[episode.finals[0], [], []]))
-
-
-def test_values_in_training_are_those_of_states_in_which_was_acted() -> None:
-    engine = livelier(network("value", name="critic", trainable=True))
-    samples, loss = transitions([4, 1, 6]), Seen("values")
-    engine.accumulate(TrainBatch(samples), loss, Metrics())
-    values, _ = engine.step_values(samples)
-    assert loss.outputs.values is not None
-    kept = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12]
-    torch.testing.assert_close(loss.outputs.values.detach(), values[kept])
-
-
-class Stop(BaseCallback):
-    def _on_step(self) -> bool:
-        return True
-
-
-def collected(env: str, **options: Any) -> PPO:
-    """Stable-Baselines3's PPO with a rollout, and another policy than the one that made it."""
-    theirs = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu",
-                 normalize_advantage=False, max_grad_norm=1e9, **options)  # fmt: skip
-    _, callback = theirs._setup_learn(64, Stop())
-    theirs.collect_rollouts(theirs.env, callback, theirs.rollout_buffer, 64)  # pyright: ignore[reportArgumentType]  set by PPO
-    draws = torch.Generator().manual_seed(0)
-    for parameter in theirs.policy.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws)
-    return theirs
-
-
-def trained_on(theirs: BaseAlgorithm, head: str) -> tuple[TorchEngine, dict[str, Tensor]]:
-    """Our engine with their weights; and their gradients, under our names."""
-    does, policy = theirs.action_space, cast("Any", theirs.policy)
-    discrete = isinstance(does, gym.spaces.Discrete)
-    action = Space(choices=int(does.n)) if discrete else Space(cast("Any", does.shape))
-    observation = Space(cast("Any", theirs.observation_space.shape))
-    engine = network(head, path="mlp:64x64", observation=observation, action=action,
-                     dtype="float32", trainable=True)  # fmt: skip
-    mlp, last = policy.mlp_extractor, policy.action_net if head == "action" else policy.value_net
-    layers = mlp.policy_net if head == "action" else mlp.value_net
-    named = {f"layers.{i}.{kind}": getattr(layer, kind)
-             for i, layer in enumerate((layers[0], layers[2], last))
-             for kind in ("weight", "bias")}  # fmt: skip
-    if "log_std" in engine.weights():
-        named["log_std"] = policy.log_std
-    engine.load_weights((n, p.detach()) for n, p in named.items())
-    return engine, named
-
-
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("entropy", [0.0, 0.01])
-def test_ppo_is_that_of_stable_baselines(env: str, entropy: float) -> None:
-    """The loss of a minibatch, and its gradients, for the policy and for the critic."""
-    theirs = collected(env, ent_coef=entropy, clip_range=0.05)
-    policy, policy_names = trained_on(theirs, "action")
-    critic, critic_names = trained_on(theirs, "value")
-    (data,) = theirs.rollout_buffer.get(64)
-    actions = data.actions.long().flatten() if env == "CartPole-v1" else data.actions
-    index, no = torch.arange(64), torch.zeros(64, dtype=torch.bool)
-    samples = Transitions(
-        index=index,
-        group=index,
-        lengths=torch.ones(64, dtype=torch.int64),
-        observations=torch.stack([data.observations, data.observations + 1], 1).flatten(0, 1),
-        actions=actions,
-        logprobs=data.old_log_prob,
-        versions=index,
-        reward_values=torch.zeros(64),
-        terminated=no,
-        truncated=no,
-        finals=[[] for _ in index],
-    )
-    batch = TrainBatch(samples, advantages=data.advantages, returns=data.returns)
-    metrics = Metrics()
-    loss = PPOLoss(clip=0.05, entropy_bonus=entropy)
-    weight = policy.accumulate(batch, loss, metrics)
-    assert critic.accumulate(batch, ValueLoss(clip=None), metrics) == weight == 64
-    theirs.train()
-    said, made = theirs.logger.name_to_value, metrics.values()
-    whole = said["train/policy_gradient_loss"] + entropy * said["train/entropy_loss"]
-    scale = 1 + abs(whole)
-    assert made["train/loss"] == pytest.approx(whole, abs=1e-6 * scale)
-    assert made["value/loss"] == pytest.approx(said["train/value_loss"] / 2, rel=1e-6)
-    assert 0 < made["train/clip_fraction"] < 1
-    # Their value loss is the squared error, halved by `vf_coef`; ours is half of it.
-    for engine, names in ((policy, policy_names), (critic, critic_names)):
-        for name, gradient in engine.gradients().items():
-            expected = cast("Tensor", names[name].grad)
-            near = 1e-5 * max(1, float(expected.abs().max()))
-            torch.testing.assert_close(gradient / weight, expected, rtol=1e-4, atol=near)
 
 
 @BOTH
