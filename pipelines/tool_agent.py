@@ -2,7 +2,7 @@
 
 python demo/tool_agent/main.py
 rlinf-graph compile pipelines/tool_agent.py:tool_agent --explain
-rlinf-graph run pipelines/tool_agent.py:warm_up --iterations 600 --out runs/tool_warm_up
+rlinf-graph run pipelines/tool_agent.py:warm_up --iterations 300 --out runs/tool_warm_up
 rlinf-graph run pipelines/tool_agent.py:tool_agent --init policy=runs/tool_warm_up/checkpoint/policy
 """
 
@@ -52,7 +52,7 @@ def talk(problems: rl.Prompts, samples: int = 1, temperature: float = 1.0) -> rl
 
 
 @rl.pipeline
-def warm_up(batch: int = 128, iterations: int = 600) -> None:
+def warm_up(batch: int = 64, iterations: int = 300) -> None:
     examples = rl.examples(f"{DATA}/demonstrations.jsonl", batch=batch)
     optimizer = rl.AdamW(
         lr=1.5e-3, betas=(0.9, 0.95), schedule="linear", warmup_steps=20, total_steps=iterations
@@ -67,7 +67,7 @@ def exam() -> None:
 
 
 @rl.pipeline
-def tool_agent(prompts: int = 16, samples: int = 8, iterations: int = 150) -> None:
+def tool_agent(prompts: int = 16, samples: int = 8, iterations: int = 60) -> None:
     problems = rl.dataset(f"{DATA}/train.jsonl", batch=prompts, prompt_tokens=9)
     dialogs = talk(problems, samples)
     rewards = rl.verify(dialogs, is_correct)

@@ -20,7 +20,7 @@ from rlinf_graph.compiler.explain import explain, render_text
 from rlinf_graph.ir.diagnostic import CompileError
 
 FILE = "pipelines/tool_agent.py"
-WARM_UP = 600
+WARM_UP = 300
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", choices=["local", "ray"], default="local")
-    parser.add_argument("--iterations", type=int, default=150)
+    parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("runs/tool_agent"))
     return parser.parse_args()
 
