@@ -31,7 +31,9 @@ def dapo(
     iterations: int = 400,
 ) -> None:
     def attempt(wanted: rl.Demand) -> tuple[rl.Rollouts, rl.Rewards]:
-        problems = rl.dataset(f"{DATA}/train.jsonl", batch=batch, prompt_tokens=7, wanted=wanted)
+        problems = rl.dataset(
+            f"{DATA}/train.jsonl", batch=batch, prompt_tokens=7, wanted=wanted, tries=2
+        )
         rollouts = rl.rollout(policy, problems, samples=samples, max_tokens=LIMIT, lengths=4)
         return rl.keep_mixed(rollouts, rl.verify(rollouts, is_correct))
 

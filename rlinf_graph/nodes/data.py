@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rlinf_graph.dsl.node import node
@@ -82,6 +83,7 @@ def dataset(
     size: int | None = None,  # noqa: ARG001  read when planning
     prompt_tokens: int | None = None,  # noqa: ARG001  read when planning
     wanted: Demand | None = None,
+    tries: float = 1.0,
 ) -> Prompts:
     """Take the next prompts of a data set.
 
@@ -102,13 +104,15 @@ def dataset(
             of a local file's first rows, or 256.
         wanted: give at most as many prompts as groups are wanted, none where none are: then the
             source stays where it is. `refill` makes it.
+        tries: prompts for each group that is wanted. More than one wastes some, and saves rounds
+            where many groups are dropped.
 
     Its state (epoch, cursor, seed) moves on once an iteration and is part of a checkpoint.
 
     Raises:
         CompileError: RG0505, where the data cannot be read, or is not what is asked for.
     """
-    asking = None if wanted is None else int(wanted.groups.sum())
+    asking = None if wanted is None else math.ceil(int(wanted.groups.sum()) * tries)
     data, taken = _next(path, split, config, batch, shuffle, asking)
     asked = find_column(path, data.columns, prompt, PROMPT, "prompt")
     expected = truth_column(path, data.columns, truth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -97,6 +98,7 @@ def settle(
     groups: int,  # noqa: ARG001  read when planning
     samples: int,
     batch: int | None = None,
+    tries: float = 1.0,
     acceptance: float | None = None,  # noqa: ARG001  read when planning
 ) -> tuple[Demand, Rollouts, Rewards]:
     """Take of what a round found as many groups as are wanted, and want so many less.
@@ -109,7 +111,8 @@ def settle(
         rollouts, rewards: of the same samples, of whole groups or parts of them.
         groups: that are wanted in an iteration; read when planning.
         samples: of a group, at most.
-        batch: groups that a round tries, at most; without it as many as are wanted.
+        batch: groups that a round tries, at most; without it no less than are wanted.
+        tries: groups that a round tries for each that is wanted.
         acceptance: the share of groups that is found, as declared; read when planning.
 
     Returns:
@@ -125,7 +128,8 @@ def settle(
     if len(place) and int(place.max()) >= samples:
         raise ValueError(f"a group of {int(place.max()) + 1} samples, {samples} at most expected")
     if missing:
-        tried = missing if batch is None else min(batch, missing)
+        tried = math.ceil(missing * tries)
+        tried = tried if batch is None else min(batch, tried)
         metric("refill/rounds", 1.0, reduce="sum")
         metric("refill/acceptance", count / tried, weight=float(tried))
     taken = min(count, missing)

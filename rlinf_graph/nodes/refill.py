@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from rlinf_graph.dsl.builder import Builder, current_builder, user_frame
@@ -12,7 +12,6 @@ from rlinf_graph.dsl.loop import unroll
 from rlinf_graph.ir.batch import Source
 from rlinf_graph.ir.batches import Demand, Rewards, Rollouts
 from rlinf_graph.ir.graph import Node
-from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.span import Span
 from rlinf_graph.nodes.filter import demand, settle
 
@@ -38,8 +37,9 @@ def refill(
             `rl.dataset(..., batch=64, wanted=wanted)`.
         groups: to be found in an iteration.
         rounds: at most.
-        acceptance: the share of groups that an attempt keeps, to plan with: so many rounds of whole
-            batches are expected. Does not change what is sampled.
+        acceptance: the share of groups that an attempt keeps, to plan with: as many rounds are
+            expected as find the groups if each tries as many as the first. Does not change what is
+            sampled.
         samples: of a group, at most; by default as many as a rollout in `attempt` gives.
 
     Returns:
@@ -52,7 +52,7 @@ def refill(
     _require(builder, (groups, rounds, acceptance, samples), span)
     if builder.diagnostics:
         return _unknown()
-    before, batch = len(builder.nodes), list[int | None]()
+    before, sources = len(builder.nodes), list[_Source]()
 
     def tried(wanted: Demand) -> tuple[Demand, Rollouts, Rewards]:
         made: Any = attempt(wanted)
@@ -62,17 +62,32 @@ def refill(
             return wanted, *_unknown()
         inside = builder.nodes[before + 1 :]
         size = samples or _samples_of(builder, inside, span)
-        batch.append(_batch_of(builder, inside, span))
+        source = _source_of(builder, inside, span)
+        sources.append(source)
         return settle(
-            wanted, *made, groups=groups, samples=size, batch=batch[0], acceptance=acceptance
-        )
+            wanted, *made, groups=groups, samples=size,
+            batch=source.batch, tries=source.tries, acceptance=acceptance,
+        )  # fmt: skip
 
     tried.__name__ = getattr(attempt, "__name__", "attempt")
     found: Any = unroll(tried, start=demand(groups), length=rounds)
     if builder.diagnostics:
         return _unknown()
-    _expect(builder, min(rounds, math.ceil(groups / ((batch[0] or groups) * acceptance))))
+    _expect(builder, min(rounds, math.ceil(groups / (sources[0].first(groups) * acceptance))))
     return found[1:]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What an attempt begins with: groups it tries at most, and for each that is wanted."""
+
+    batch: int | None = None
+    tries: float = 1.0
+
+    def first(self, wanted: int) -> int:
+        """Groups that are tried when so many are wanted."""
+        tried = math.ceil(wanted * self.tries)
+        return tried if self.batch is None else min(self.batch, tried)
 
 
 def _expect(builder: Builder, rounds: int) -> None:
@@ -125,8 +140,8 @@ def _samples_of(builder: Builder, inside: list[Node], span: Span) -> int:
     return max(given, default=1)
 
 
-def _batch_of(builder: Builder, inside: list[Node], span: Span) -> int | None:
-    """Groups that a round tries, at most, as far as the source of the attempt tells."""
+def _source_of(builder: Builder, inside: list[Node], span: Span) -> _Source:
+    """The source of the attempt, as far as it is one of this package."""
     region = builder.regions[-1]
     asking = [node for node in inside if any(i.source.node == region for i in node.inputs)]
     if not asking:
@@ -137,12 +152,8 @@ def _batch_of(builder: Builder, inside: list[Node], span: Span) -> int | None:
             span.argument("attempt"),
             help=("rl.dataset(..., batch=64, wanted=wanted)",),
         )
-    batches = [
-        node.option("batch")
-        for node in asking
-        if node.role is Role.SOURCE and node.type == "dataset"
-    ]
-    return next(iter(batches), None)
+    known = [node for node in asking if node.type == "dataset"]
+    return next((_Source(n.option("batch"), n.option("tries")) for n in known), _Source())
 
 
 def _run(

@@ -104,6 +104,9 @@ def dataset_check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:
     if node.input("wanted") is not None and node.option("batch") is None:
         message = f"`{node.name}` gives what is wanted, and has no limit"
         yield Diagnostic("RG0104", message, node.span, help=("batch=64: in a round, at most",))
+    if node.option("tries") < 1:
+        message = f"`tries` of `{node.name}` is {node.option('tries')}; it has to be at least 1"
+        yield Diagnostic("RG0104", message, node.at("tries"))
 
 
 def examples_check(node: Node, _graph: Graph) -> Iterator[Diagnostic]:

@@ -163,6 +163,17 @@ def test_few_prompts_are_spread_over_the_batch(batch: int, wanted: int) -> None:
         assert max(shares) - min(shares) <= 1
 
 
+def test_more_prompts_may_be_tried_than_groups_are_wanted(numbers: str) -> None:
+    with executing(running()) as here:
+        made = [
+            rl.dataset(numbers, batch=4, wanted=rl.demand(wanted), tries=1.5)
+            for wanted in (0, 1, 2, 3)
+        ]
+        rl.settle(rl.demand(2), *samples_of([[0, 1]]), groups=2, samples=4, batch=4, tries=1.5)
+    assert [len(prompts) for prompts in made] == [0, 2, 3, 4]
+    assert here.metrics.values()["refill/acceptance"] == pytest.approx(1 / 3)
+
+
 def test_a_source_stays_where_it_is_when_nothing_is_wanted(numbers: str) -> None:
     registers: dict[str, Any] = {}
     with executing(Execution(node="dataset", registers=registers)):
@@ -213,6 +224,7 @@ def test_overlong_answers_lose_up_to_one() -> None:
 def dapo(
     groups: int = 32,
     batch: int | None = 24,
+    tries: float = 1.0,
     rounds: int = 4,
     acceptance: float = 0.6,
     keep: int | None = None,
@@ -222,7 +234,7 @@ def dapo(
 ) -> None:
     def attempt(wanted: rl.Demand) -> Any:
         given = wanted if use_wanted else None
-        prompts = rl.dataset("openai/gsm8k", batch=batch, wanted=given)
+        prompts = rl.dataset("openai/gsm8k", batch=batch, wanted=given, tries=tries)
         rollouts = rl.rollout(policy, prompts, samples=8, max_tokens=100, keep=keep)
         rewards = rl.verify(rollouts, len)
         return rl.keep_mixed(rollouts, rewards) if whole else rollouts
@@ -235,7 +247,13 @@ def dapo(
 
 @pytest.mark.parametrize(
     ("parameters", "expected", "samples"),
-    [({}, 3, 256), ({"acceptance": 0.1}, 4, 256), ({"keep": 2}, 3, 64), ({"batch": 64}, 1, 256)],
+    [
+        ({}, 3, 256),
+        ({"acceptance": 0.1}, 4, 256),
+        ({"keep": 2}, 3, 64),
+        ({"batch": 64}, 2, 256),
+        ({"batch": 64, "tries": 2.0}, 1, 256),
+    ],
 )
 def test_what_planning_counts_on(parameters: dict[str, Any], expected: float, samples: int) -> None:
     graph = run_passes(dapo.build(**parameters))
@@ -256,6 +274,7 @@ def test_what_planning_counts_on(parameters: dict[str, Any], expected: float, sa
         ({"acceptance": 0.0}, "RG0104", "`acceptance` of rl.refill is 0.0; it lies in (0, 1]"),
         ({"acceptance": 1.5}, "RG0104", "`acceptance` of rl.refill is 1.5"),
         ({"batch": None}, "RG0104", "`dataset` gives what is wanted, and has no limit"),
+        ({"tries": 0.5}, "RG0104", "`tries` of `dataset` is 0.5; it has to be at least 1"),
         ({"use_wanted": False}, "RG0206", "does not use what is wanted"),
         ({"whole": False}, "RG0206", "`attempt` returns Rollouts; an attempt returns Rollouts and"),
         ({"keep": 0}, "RG0104", "`keep` of `rollout policy` is 0; it lies between 1 and samples=8"),

@@ -23,6 +23,7 @@ def alike(answer: str) -> float:
 def small_dapo(
     groups: int = 8,
     batch: int = 6,
+    tries: float = 1.0,
     rounds: int = 4,
     samples: int = 4,
     keep: int | None = None,
@@ -30,7 +31,7 @@ def small_dapo(
     hopeless: bool = False,
 ) -> None:
     def attempt(wanted: rl.Demand) -> tuple[rl.Rollouts, rl.Rewards]:
-        prompts = rl.dataset(str(DATA / "train.jsonl"), batch=batch, wanted=wanted)
+        prompts = rl.dataset(str(DATA / "train.jsonl"), batch=batch, wanted=wanted, tries=tries)
         rollouts = rl.rollout(policy, prompts, samples=samples, max_tokens=6, keep=keep)
         rewards = rl.verify(rollouts, alike if hopeless else digits_right)
         return rl.keep_mixed(rollouts, rewards)
