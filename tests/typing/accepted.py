@@ -121,6 +121,29 @@ def ppo() -> None:
     rl.sync(trained, into=critic)
 
 
+env = rl.Env("CartPole-v1", count=8)
+actor = rl.Model("mlp:64x64", head="action", env=env)
+judged = rl.Model("mlp:64x64", head="value", env=env)
+
+
+@rl.pipeline
+def embodied() -> None:
+    def interact(observations: rl.Observations) -> tuple[rl.Observations, rl.Transitions]:
+        return rl.step(env, observations, rl.act(actor, observations))
+
+    start = rl.state(rl.reset(env))
+    last, episode = rl.unroll(interact, start=start, length=80)
+    assert_type(last, rl.Observations)
+    assert_type(episode, rl.Transitions)
+    assert_type(episode.rewards, rl.StepRewards)
+    rl.carry(last, into=start)
+    values = rl.values(judged, episode)
+    assert_type(values, rl.StepValues)
+    advantages, returns = rl.gae(episode.rewards, values, discount=0.99)
+    rl.sync(rl.train(actor, episode, advantages, loss=rl.PPOLoss()), into=actor)
+    rl.sync(rl.train(judged, episode, returns, loss=rl.ValueLoss()), into=judged)
+
+
 @rl.pipeline
 def supervised() -> None:
     demonstrations = rl.examples("org/demonstrations", batch=64)
