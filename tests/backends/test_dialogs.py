@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 from rlinf_graph.backends.local import run as local
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.api import compile_pipeline
-from rlinf_graph.cli.loading import load_pipeline
+from rlinf_graph.cli.loading import load_module, load_pipeline
 from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.nodes.tools import call_tool, parse_call
+from tests.nodes.sandboxes import template_for_any
 from tests.plans.dialog import NEVER
 
-PIPELINE = str(Path(__file__).parents[1] / "plans" / "dialog.py")
+ROOT = Path(__file__).parents[2]
+PIPELINE = str(ROOT / "tests" / "plans" / "dialog.py")
 Outcome = tuple[list[IterationRecord], dict[str, torch.Tensor]]
 
 
@@ -79,3 +83,21 @@ def test_dialogs_that_nothing_trains_on_or_grades_are_refused() -> None:
     pipeline, _ = load_pipeline(f"{PIPELINE}:spoken_only")
     with pytest.raises(CompileError, match="nothing in `spoken_only` trains or evaluates a model"):
         compile_pipeline(pipeline, "1xcpu")
+
+
+def test_the_demonstrations_show_what_the_tools_answer() -> None:
+    """Of each kind the first five with a call, as the pipeline's own tools answer it."""
+    template_for_any()
+    module = load_module(ROOT / "pipelines" / "tool_agent.py")
+    lines = (ROOT / "demo" / "tool_agent" / "demonstrations.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    for kind in ("<calc>", "[::-1]", "sorted("):
+        for prompt in [p for p in prompts if kind in p][:5]:
+            call = parse_call(prompt, tools=module.TOOLS)
+            assert call is not None
+            answer = call_tool(module.TOOLS[call.tool], call.argument)
+            assert answer.ok
+            assert prompt.endswith(f">[{answer.text.rstrip()}]")
+    for wrong in ("2**9", "3.5+1", "print(1)", "1+", "__import__('os')"):
+        assert not call_tool(module.calculate, wrong).ok
+    assert call_tool(module.calculate, " -3*(4+5)-6 ").text == "-33"
