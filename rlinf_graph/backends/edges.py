@@ -24,11 +24,13 @@ class Part:
         rows: the samples that are accounted for with it: its share.
         index: those that are there: all of `rows`, or fewer where a node has left some out.
         batch: of them.
+        straight: whether they are all there, in order.
     """
 
     rows: Rows
     index: Rows
     batch: Batch
+    straight: bool
 
     @cached_property
     def first(self) -> int | None:
@@ -46,19 +48,22 @@ def index_of(batch: Batch) -> Rows:
     return np.asarray(batch.index.cpu(), dtype=np.int64)
 
 
-def require_share(rows: Rows, index: Rows) -> None:
-    """Make sure that a node made samples of its own share only.
+def require_share(rows: Rows, index: Rows) -> bool:
+    """Whether a node made all samples of its share, in order; it makes none but of its share.
 
     Raises:
         ValueError: for an index that belongs to another rank or chunk, or to none.
     """
-    if not np.array_equal(rows, index) and not np.isin(index, rows).all():
+    if len(rows) == len(index) and bool((rows == index).all()):
+        return True
+    if not np.isin(index, rows).all():
         wrong = ", ".join(map(str, index[~np.isin(index, rows)][:3].tolist()))
         given = f"{rows.min()} to {rows.max()}" if len(rows) else "none"
         raise ValueError(
             f"its output has samples with index {wrong}, and it was given those of index {given}; "
             "keep the `index` of what a sample was made of"
         )
+    return False
 
 
 class Edges:
@@ -75,13 +80,13 @@ class Edges:
             ValueError: see `require_share`.
         """
         index = index_of(batch)
-        require_share(rows, index)
-        self._parts[edge, moment].append(Part(rows, index, batch))
+        straight = require_share(rows, index)
+        self._parts[edge, moment].append(Part(rows, index, batch, straight))
 
     def has(self, edge: str, moment: Moment, rows: Rows) -> bool:
         """Whether all samples with these indices are accounted for."""
         parts = self._parts.get((edge, moment), [])
-        if any(np.array_equal(part.rows, rows) for part in parts):
+        if any(part.rows is rows or np.array_equal(part.rows, rows) for part in parts):
             return True
         return bool(parts) and bool(np.isin(rows, np.concatenate([p.rows for p in parts])).all())
 
@@ -97,6 +102,8 @@ class Edges:
         part = parts[0]
         if len(parts) > 1:
             return _assembled(parts, rows)
+        if part.straight and part.rows is rows:
+            return part.batch
         if np.array_equal(part.index, rows):
             return part.batch
         if part.first is not None:

@@ -58,6 +58,7 @@ class Rank:
         models = {u.param: _handle(graph, u.model) for u in self.node.models}
         envs = {param: _env_handle(graph.env(name)) for param, name in self.node.envs}
         self._fixed = {**models, **envs, **options_of(self.node)}
+        self._kernel = definitions[self.node.type].kernel
 
     def run(self, at: Position, metrics: Metrics) -> None:
         """Run the node on the bound parameters; on no samples at all only the first time."""
@@ -65,7 +66,7 @@ class Rank:
             self.outputs = tuple(packed.select(made, []) for made in self.outputs)
             return
         with executing(self._execution(at, metrics)):
-            made = definitions[self.node.type].kernel(**self.bound, **self._fixed)
+            made = self._kernel(**self.bound, **self._fixed)
         self.outputs = made if isinstance(made, tuple) else (made,)
 
     def aside(self, instruction: Keep | Gather) -> None:

@@ -92,11 +92,15 @@ class Machine(Protocol):
 
 @dataclass
 class _Queue:
-    """Arrival times of the samples of each moment still needed; NaN where not there yet."""
+    """Arrival times of the samples of each moment still needed; NaN where not there yet.
+
+    Where all came at once, `whole` has their time.
+    """
 
     channel: Channel
     consumers: int
     arrived: dict[Moment, NDArray[np.float64]] = field(default_factory=dict[Moment, Any])
+    whole: dict[Moment, float] = field(default_factory=dict[Moment, float])
     freed_by: dict[Moment, int] = field(default_factory=lambda: defaultdict[Moment, int](int))
     free_times: list[float] = field(default_factory=list[float])
     opened: int = 0
@@ -116,10 +120,30 @@ class _Queue:
         before = self.opened - 1 - self.channel.capacity
         return self.free_times[before] if before >= 0 else 0.0
 
+    def put(self, moment: Moment, rows: NDArray[np.int64], time: float) -> None:
+        """Samples have arrived."""
+        if len(rows) == self.channel.samples:
+            self.whole[moment] = time
+        self.arrived[moment][rows] = time
+
     def has(self, moment: Moment, rows: NDArray[np.int64]) -> bool:
         """Whether all of these samples have arrived."""
+        if moment in self.whole:
+            return True
         times = self.arrived.get(moment)
         return times is not None and not np.isnan(times[rows]).any()
+
+    def latest(self, moment: Moment, rows: NDArray[np.int64]) -> float:
+        """When the last of these samples arrived."""
+        if moment in self.whole:
+            return self.whole[moment]
+        return float(self.arrived[moment][rows].max(initial=0.0))
+
+    def drop(self, moment: Moment, time: float) -> None:
+        """Forget a moment."""
+        del self.arrived[moment], self.freed_by[moment]
+        self.whole.pop(moment, None)
+        self.free_times.append(time)
 
 
 @dataclass
@@ -231,7 +255,7 @@ class Interpreter:
         moment = at.moment(queue.channel.depth, recv.lag)
         while not queue.has(moment, rows):
             yield f"samples of `{recv.edge}`, {_shown(moment)}"
-        self._wait_until(group, at, float(queue.arrived[moment][rows].max(initial=0.0)))
+        self._wait_until(group, at, queue.latest(moment, rows))
         self._get(group, recv, at, len(rows))
         self.machine.take(group, recv, at, moment, rows)
 
@@ -244,7 +268,7 @@ class Interpreter:
         whole, ranks = bool(send.gathered), self.ranks(group.name)
         rows = group.share(at, queue.channel.samples, ranks, whole=whole)
         self.machine.put(group, send, at, moment, rows)
-        queue.arrived[moment][rows] = self.clock[group.name, at.rank]
+        queue.put(moment, rows, self.clock[group.name, at.rank])
 
     def _free(self, group: WorkerGroup, free: Free, at: Position) -> None:
         queue = self._queues[free.edge]
@@ -252,8 +276,7 @@ class Interpreter:
         queue.freed_by[moment] += 1
         queue.free_at = max(queue.free_at, self.clock[group.name, at.rank])
         if queue.freed_by[moment] == queue.consumers:
-            del queue.arrived[moment], queue.freed_by[moment]
-            queue.free_times.append(queue.free_at)
+            queue.drop(moment, queue.free_at)
             self.machine.drop(free.edge, moment)
 
     def _acquire(self, group: WorkerGroup, acquire: Acquire, at: Position) -> Process:

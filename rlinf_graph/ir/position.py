@@ -73,15 +73,23 @@ class Select:
             seed: of the run; keys the permutation of later epochs.
         """
         if self.part is Part.ALL:
-            return np.arange(total)
+            return span(0, total)
         index = at.chunk if self.part is Part.CHUNK else at.minibatch
         start, stop = cut(0, total, index, self.count)
         if self.part is Part.MINIBATCH:
             start, stop = cut(start, stop, at.micro_batch, self.micro_batches)
-        rows = np.arange(*((start, stop) if self.balanced else cut(start, stop, at.rank, ranks)))
+        rows = span(*((start, stop) if self.balanced else cut(start, stop, at.rank, ranks)))
         if self.permute and at.epoch > 0:
             return _permutation(seed, at.iteration, at.epoch, total)[rows]
         return rows
+
+
+@lru_cache(maxsize=4096)
+def span(start: int, stop: int) -> NDArray[np.int64]:
+    """`start .. stop - 1`: the same array every time, which must not be written."""
+    rows = np.arange(start, stop)
+    rows.flags.writeable = False
+    return rows
 
 
 @lru_cache(maxsize=64)

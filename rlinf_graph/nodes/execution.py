@@ -10,6 +10,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rlinf_graph.dsl.env import Env, define_env
@@ -133,6 +134,17 @@ def emit(
         return
     if not values.numel():
         return
-    flat = values.detach().double()
-    totals = {"mean": flat.sum, "sum": flat.sum, "max": flat.max, "min": flat.min}
-    metrics.add(name, reduce, float(totals[reduce]()), float(values.numel()))
+    flat = values.detach()
+    if reduce in ("mean", "sum"):
+        total = flat.sum(dtype=_double())
+    else:
+        total = flat.max() if reduce == "max" else flat.min()
+    metrics.add(name, reduce, float(total), float(values.numel()))
+
+
+@cache
+def _double() -> Any:
+    """The type that metrics add up in."""
+    import torch  # whoever emits a tensor has loaded it
+
+    return torch.float64

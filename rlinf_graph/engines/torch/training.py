@@ -70,7 +70,7 @@ class Training:
         Raises:
             CompileError: RG0605, for a gradient norm that is no finite number.
         """
-        torch._foreach_div_(list(self.gradients().values()), weight or 1.0)
+        torch._foreach_div_(list(self.gradients().values()), weight or 1.0)  # pyright: ignore[reportPrivateUsage]  # as torch's optimizers
         limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit))
         if not math.isfinite(norm):
@@ -86,7 +86,8 @@ class Training:
             group["lr"], group["betas"] = rate, optimizer.betas
             group["eps"], group["weight_decay"] = optimizer.eps, optimizer.weight_decay
         self._adamw.step()
-        self._adamw.zero_grad()
+        for master in self.masters.values():
+            master.grad = None
         self.steps += 1
         for name, param in self.params.items():
             if self.masters[name] is not param:
