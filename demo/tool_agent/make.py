@@ -31,10 +31,14 @@ TOKENS = ("<pad>", "<bos>", "<eos>", *WORDS, *"0123456789", *CONSONANTS, *VOWELS
 
 
 def problems(kind: str, draw: random.Random) -> list[str]:
-    """All that is asked in a kind of problem, in a drawn order; the careless answers are wrong."""
+    """All that is asked in a kind of problem, in a drawn order.
+
+    Products have four digits, so that right answers of all kinds have four characters; the careless
+    answers are wrong.
+    """
     if kind == "mul":
-        numbers = [n for n in range(11, 100) if n % 10]
-        found = [f"{a}*{b}" for a in numbers for b in numbers]
+        numbers = range(11, 100)
+        found = [f"{a}*{b}" for a in numbers for b in numbers if a * b >= 1000]
     else:
         syllables = [c + v for c in CONSONANTS for v in VOWELS]
         found = [one + two for one in syllables for two in syllables]
