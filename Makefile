@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test plans lint setup lock clean
+.PHONY: help demo agent test plans lint setup lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ help:  ## list the targets
 
 demo: $(READY)  ## compile, explain and run the demo; results in runs/demo
 	@$(BIN)/python demo/main.py
+
+agent: $(READY)  ## the same for a policy that learns to use tools; results in runs/tool_agent
+	@$(BIN)/python demo/tool_agent/main.py
 
 test: $(READY)  ## everything that must pass: linter, formatter, type checker, tests
 	@failed=""; \

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def theirs(s: Settings) -> list[float]:
     laps = Laps()
     model.learn(s.copies * s.steps * (s.iterations + WARM), callback=laps)
     ends = [*laps.times, time.perf_counter()]
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)][WARM:]
+    return [b - a for a, b in pairwise(ends)][WARM:]
 
 
 def ours(compiled: Any, s: Settings, backend: str) -> list[float]:

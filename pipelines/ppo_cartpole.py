@@ -13,7 +13,11 @@ critic = rl.Model("mlp:64x64", head="value", env=cartpole)
 
 @rl.pipeline
 def ppo(
-    length: int = 32, epochs: int = 10, minibatch: int = 256, lr: float = 1e-3, iterations: int = 100
+    length: int = 32,
+    epochs: int = 10,
+    minibatch: int = 256,
+    lr: float = 1e-3,
+    iterations: int = 100,
 ) -> None:
     def interact(observations: rl.Observations) -> tuple[rl.Observations, rl.Transitions]:
         return rl.step(cartpole, observations, rl.act(policy, observations))
@@ -22,9 +26,7 @@ def ppo(
     last, episode = rl.unroll(interact, start=start, length=length)
     rl.carry(last, into=start)
     values = rl.values(critic, episode)
-    advantages, returns = rl.gae(
-        episode.rewards, values, discount=0.98, trace=0.8, whiten=True
-    )
+    advantages, returns = rl.gae(episode.rewards, values, discount=0.98, trace=0.8, whiten=True)
     samples, targets, worths = rl.each_step(episode, advantages, returns)
     steps = iterations * epochs * (length * cartpole.count // minibatch)
     optimizer = rl.AdamW(lr=lr, schedule="linear", total_steps=steps, max_grad_norm=0.5)

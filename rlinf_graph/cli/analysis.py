@@ -25,7 +25,7 @@ def write_analysis(compiled: Compiled, done: RunResult, folder: Path, backend: s
     report = analyze(
         compiled, done.events, len(done.records),
         samples=_samples(folder), clock="own" if backend == "local" else "shared",
-        memory=done.memory,
+        memory=done.memory, metrics=done.records,
     )  # fmt: skip
     (folder / "analyze.txt").write_text(render_analysis(report))
     (folder / "analyze.json").write_text(render_json(report))

@@ -73,7 +73,8 @@ def sources_exist(graph: Graph, _types: Types) -> Iterator[Diagnostic]:
     """Every edge starts at an output of a node of this graph."""
     for node in graph.nodes:
         for edge in node.inputs:
-            if produced(graph, edge.source) != edge.type or not in_scope(graph, node, edge.source):
+            made = produced(graph, edge.source)
+            if made is None or not in_scope(graph, node, edge.source):
                 yield Diagnostic(
                     "RG0202",
                     f"`{edge.param}` of `{node.name}` comes from `{edge.source}`, "

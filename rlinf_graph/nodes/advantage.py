@@ -43,7 +43,7 @@ def _group_check(node: Node, graph: Graph) -> Iterator[Diagnostic]:
     """The rollout that the rewards are for gives more than one answer to a prompt."""
     behind = nx.ancestors(graph.flow, node.name)
     for rollout in (n for n in graph.nodes if n.name in behind and n.type == "rollout"):
-        if rollout.option("samples") == 1:
+        if (rollout.option("keep") or rollout.option("samples")) == 1:
             yield Diagnostic(
                 "RG0204",
                 f"`{node.name}` compares the samples of a prompt, and there is one of each",

@@ -143,7 +143,8 @@ def train(
         "old_values": old_values,
     }
     count = len(samples)
-    select = Select(Part.MINIBATCH, count // (minibatch or count), permute=True)
+    minibatches = max(1, count // (minibatch or count)) if count else 0
+    select = Select(Part.MINIBATCH, minibatches, permute=True)
     for epoch in range(epochs):
         for index in range(select.count):
             at = Position(here.iteration, rank=0, epoch=epoch, minibatch=index)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any, cast
 
 from ray import cloudpickle
 
@@ -38,9 +39,17 @@ def _modules(graph: Graph) -> list[ModuleType]:
     names = {d.kernel.__module__ for d in used_definitions(graph).values()}
     for node in graph.nodes:
         for _name, value in node.options:
-            if isinstance(value, FunctionRef) and value.function is not None:
-                names.add(value.function.__module__)
+            names |= {function.__module__ for function in _functions(value)}
     return [sys.modules[name] for name in sorted(names) if name in sys.modules]
+
+
+def _functions(value: Any) -> Iterator[Callable[..., Any]]:
+    """The functions in an option: one, or a mapping of them such as a dialog's tools."""
+    if isinstance(value, FunctionRef) and value.function is not None:
+        yield value.function
+    if isinstance(value, Mapping):
+        for inner in cast("Mapping[str, Any]", value).values():
+            yield from _functions(inner)
 
 
 def _installed(module: ModuleType) -> bool:

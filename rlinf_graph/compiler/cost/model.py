@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost import memory, training
-from rlinf_graph.compiler.cost.constants import EFFICIENCY, HANDOVER_SECONDS, HOST_SECONDS, REFIT
+from rlinf_graph.compiler.cost.constants import (
+    EFFICIENCY,
+    HANDOVER_SECONDS,
+    HOST_SECONDS,
+    REFIT,
+    STEP_SECONDS,
+)
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
@@ -100,7 +106,8 @@ class CostModel:
         key = (node.name, work, layout, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
             correct = self.corrections.node(node, devices, settings)
-            self._costs[key] = _often(_node_cost(layout, work, kept, correct), node.steps)
+            made = _node_cost(layout, work, kept, correct)
+            self._costs[key] = _in_loop(made, node, settings.chunks)
         return self._costs[key]
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
@@ -141,11 +148,13 @@ class CostModel:
             samples = node.volume[0].samples if node.volume else 1
             work = HostWork(samples, HOST_SECONDS, "declared default")
         if made := self.corrections.host(node):
-            seconds = made.seconds(work.samples * work.seconds_per_sample) * node.steps
-            return NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
+            seconds = made.seconds(work.samples * work.seconds_per_sample)
+            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
+            return _in_loop(once, node, chunks=1)
         used = max(1, min(processes, group.cpus * group.nodes))
-        seconds = work.samples * work.seconds_per_sample / used * node.steps
-        return NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
+        seconds = work.samples * work.seconds_per_sample / used
+        once = NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
+        return _in_loop(once, node, chunks=1)
 
     def handover(self, samples: int) -> float:
         """Seconds until a batch that one worker has is with another; 0 where nobody measured it."""
@@ -252,12 +261,13 @@ def _node_cost(layout: Layout, work: DeviceWork, kept: float, correct: Corrector
     )
 
 
-def _often(cost: NodeCost, steps: float) -> NodeCost:
-    """The cost of a node that runs so often in an iteration."""
-    if steps == 1:
+def _in_loop(cost: NodeCost, node: Node, chunks: int) -> NodeCost:
+    """The cost of a node in all steps of the loops around it, from that of one step."""
+    if not node.region:
         return cost
-    parts = tuple((name, seconds * steps) for name, seconds in cost.parts)
-    return replace(cost, seconds=cost.seconds * steps, parts=parts)
+    parts = [(name, seconds * node.steps) for name, seconds in cost.parts]
+    parts.append(("loop", STEP_SECONDS * node.steps * chunks))
+    return replace(cost, seconds=sum(s for _name, s in parts), parts=tuple(parts))
 
 
 def _items(parts: Parts) -> Items:

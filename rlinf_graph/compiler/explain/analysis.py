@@ -55,6 +55,7 @@ def render_analysis(report: Report, width: int = 100, color: bool = False) -> st
         [
             *_slow(run, clock, width),
             *_staleness(report, run, width, color),
+            *run.refill,
             *assumption_lines(report, width),
             *_clock(run, width),
         ],

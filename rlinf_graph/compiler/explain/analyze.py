@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlinf_graph.compiler.compile import Compiled
+from rlinf_graph.compiler.explain.acceptance import acceptance_lines
 from rlinf_graph.compiler.explain.build import explain
 from rlinf_graph.compiler.explain.causes import Causes
 from rlinf_graph.compiler.explain.measured import (
@@ -40,6 +41,7 @@ def analyze(
     samples: Iterable[Sample] = (),
     clock: Clock = "shared",
     memory: Mapping[int, float] | None = None,
+    metrics: Iterable[Mapping[str, float]] = (),
 ) -> Report:
     """Say what a run took, beside what was expected, and what its devices waited for.
 
@@ -50,6 +52,7 @@ def analyze(
         samples: that were trained on; of each `node`, `iteration` and the `version` that drew it.
         clock: `own` where the ranks ran one after another, each by its own clock.
         memory: most bytes in use by device, where that was told.
+        metrics: of each iteration.
     """
     estimated = explain(compiled)
     lag = max((sync.staleness for sync in compiled.plan.syncs.values()), default=0)
@@ -71,6 +74,7 @@ def analyze(
         lanes=_lanes(compiled, estimated, recorded, steady, memory or {}),
         slow=_slow(recorded, rows),
         ages=_ages(compiled.graph, samples),
+        refill=tuple(acceptance_lines(compiled.graph, metrics)),
     )
     return replace(estimated, rows=rows, run=run)
 

@@ -44,7 +44,9 @@ def chain_of(steady: Steady) -> tuple[list[Node], float]:
     node = max(trainers, key=lambda n: _last(steady, n))
     end, chain = _last(steady, node), [node]
     while producers := [
-        made for made in producers_of(steady.graph, node) if made.role is not Role.SOURCE
+        made
+        for made in producers_of(steady.graph, node)
+        if made.role is not Role.SOURCE and steady.events_of(made.name)
     ]:
         node = max(producers, key=lambda n: _last(steady, n))
         chain.append(node)

@@ -73,7 +73,8 @@ def _samples(graph: Graph) -> int:
 
 
 def _stream(graph: Graph, plan: Plan) -> Stream | None:
-    streaming = [x.node for x in plan.leaves() if plan.settings(x.node).chunks > 1]
+    nodes = [graph.node(leaf.node) for leaf in plan.leaves()]
+    streaming = [n.name for n in nodes if plan.settings(n.name).chunks > 1 and not n.region]
     if not streaming:
         return None
     name = max(streaming, key=lambda n: plan.settings(n).chunks)

@@ -16,6 +16,10 @@ LONGEST = 13
 """Characters of a list of devices, before their number stands for it."""
 
 
+BARRIER = " ━"
+"""Behind the name of a node that waits for the whole batch."""
+
+
 def table_lines(report: Report, clock: Clock, width: int) -> list[str]:
     """Head and one line for each row."""
     head = ["#", "node", "devices", "parallel", f"first..last {clock.unit}", f"busy {clock.unit}",
@@ -77,11 +81,10 @@ def origin(text: str) -> str:
 def remark(row: Row) -> str:
     """Behind a name: how often the node runs, and from where else it takes."""
     every = f", every {row.every}" if row.every > 1 else ""
-    if row.steps is not None and row.expected is not None:
-        short = f", {row.expected:g} expected" if row.expected != row.steps else ""
-        every = f" × {row.steps}{short}"
+    if row.steps is not None:
+        every = f" × {row.steps}"
     takes = f" ← {', '.join(map(str, row.takes))}" if row.takes else ""
-    return every + takes
+    return every + takes + BARRIER * row.barrier
 
 
 def _span(row: Row, clock: Clock) -> str:

@@ -157,6 +157,7 @@ class Run:
         lanes: devices.
         slow: iterations much longer than the others, the longest first.
         ages: of samples at training.
+        refill: what a filter let through, in lines; none where there is none.
     """
 
     iterations: int
@@ -168,3 +169,4 @@ class Run:
     lanes: tuple[MeasuredLane, ...]
     slow: tuple[SlowIteration, ...]
     ages: tuple[Age, ...]
+    refill: tuple[str, ...] = ()

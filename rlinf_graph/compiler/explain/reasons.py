@@ -68,6 +68,10 @@ class Words:
     def settings(self, row: Row) -> str:
         """What a row's columns do not say of its settings; empty when there is nothing."""
         said: list[str] = []
+        if row.steps is not None and row.expected != row.steps:
+            said.append(f"at most {row.steps} steps, {row.expected:g} expected")
+        if row.groups > 1:
+            said.append(f"its samples in {row.groups} groups, each in a step of its own")
         if row.optimizer_steps is not None:
             said.append(f"{row.optimizer_steps} optimizer step{'s' * (row.optimizer_steps > 1)}")
         if row.micro_batch is not None:

@@ -91,6 +91,8 @@ class Row:
         folded: a host node of less than a hundredth of the iteration.
         origin: where its seconds come from.
         steps, expected: of a loop: at most, and on average.
+        groups: of a loop's samples, which are in different steps at the same time.
+        barrier: whether it waits for the whole batch.
         measured: what it took in a run; None before one.
     """
 
@@ -113,6 +115,8 @@ class Row:
     folded: bool = False
     steps: int | None = None
     expected: float | None = None
+    groups: int = 1
+    barrier: bool = False
     measured: Measured | None = None
 
 

@@ -105,6 +105,7 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
     legend = ["first..last: from beginning to end of a node's work for one iteration"]
     legend += ["← n: takes from row n, too"] * any(row.takes for row in report.rows)
+    legend += ["━: waits for the whole batch"] * any(row.barrier for row in report.rows)
     yield from wrapped([*legend, *profile_legend(report)], width)
 
 

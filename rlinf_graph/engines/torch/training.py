@@ -70,7 +70,7 @@ class Training:
         Raises:
             CompileError: RG0605, for a gradient norm that is no finite number.
         """
-        torch._foreach_div_(list(self.gradients().values()), weight or 1.0)  # pyright: ignore[reportPrivateUsage]  # as torch's optimizers
+        torch._foreach_div_(list(self.gradients().values()), weight or 1.0)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
         limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit))
         if not math.isfinite(norm):

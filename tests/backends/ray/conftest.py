@@ -50,9 +50,11 @@ def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
 
 def _stored() -> int:
     """Objects in the shared memory of all nodes."""
+    import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    return get_memory_info_reply(get_state_from_address(None)).store_stats.num_local_objects
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return get_memory_info_reply(state).store_stats.num_local_objects
 
 
 def _alive(process: int) -> bool:
