@@ -45,7 +45,8 @@ class Wire:
     @property
     def name(self) -> str:
         """Unique in the graph."""
-        before = " (of the step before)" if self.lag and self.depth else ""
+        loop = f", {self.depth} loops deep" if self.depth > 1 else ""
+        before = f" (of the step before{loop})" if self.lag and self.depth else ""
         return f"{self.source} -> {self.target}.{self.param}{before}"
 
 
