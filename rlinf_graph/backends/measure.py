@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.flow import in_order
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.measurement import Kind, Measurement, quantiles
-from rlinf_graph.ir.node_type import Place, Port, Role, Unit
+from rlinf_graph.ir.node_type import Place, Role, Unit
 from rlinf_graph.ir.plan import Leaf, PipelineRef, Plan, Turn
 from rlinf_graph.ir.position import Position
-from rlinf_graph.ir.program import WorkerGroup
+from rlinf_graph.ir.program import Await, WorkerGroup
 from rlinf_graph.ir.wiring import made_by
 from rlinf_graph.ir.work import Generate
 from rlinf_graph.nodes.engine import Engine
@@ -142,15 +143,19 @@ class Bench:
         )
 
     def _sync(self, node: Node) -> None:
-        model, trainers = node.models[0].model, self.graph.trainers()
-        reader = next((g for g in self._groups.values() if self._serves(g.name, model)), None)
+        model, served = node.models[0].model, node.models[0].served
+        trainers, names = self.graph.trainers(), {n.name for n in self.graph.readers(model, served)}
+        reader = next((g for g in self._groups.values() if g.name in names), None)
         if reader is None or model not in trainers:
             return
         engine, group = self._ranks[trainers[model].name].trainer, reader
+        decay = node.models[0].decay
+        versions = count(1)
+        taken = Await(model, node.name, 0, "copy", served=served, decay=decay)
 
         def deliver() -> None:
             copies = [(name, value.detach().clone()) for name, value in engine.weights().items()]
-            self._engines.adopt(group, 0, model, 1, copies)
+            self._engines.adopt(group, 0, taken, next(versions), copies)
 
         seconds = timed(deliver)
         self.made.append(Measurement(node=node.name, kind="sync", samples=0, seconds=seconds))
@@ -233,10 +238,6 @@ class Bench:
             return 1
         batch = self._output(next(iter(self._sources(node).values())))
         return len(batch) // max(1, len(batch.group.unique()))
-
-    def _serves(self, name: str, model: str) -> bool:
-        uses = self.graph.node(name).models
-        return any(use.model == model and use.port is Port.SERVED for use in uses)
 
     def _rank(self, graph: Graph, name: str) -> Rank:
         group = self._groups[name]

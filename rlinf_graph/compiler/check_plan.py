@@ -161,6 +161,11 @@ def staleness_is_allowed(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterato
     """The plan's staleness is at most the pipeline's bound."""
     for node in graph.with_role(Role.SYNC):
         sync = plan.syncs.get(node.name, SyncPlan())
+        if node.models[0].served:
+            if sync.staleness:
+                message = f"the plan delivers late to the named port of `{node.name}`"
+                yield Diagnostic("RG0302", message, node.span, help=("staleness 0 there",))
+            continue
         total, bound = sync.staleness + node.option("every") - 1, node.option("max_staleness")
         if total > bound:
             yield Diagnostic(

@@ -197,17 +197,25 @@ class _Lowering:
 
     def _awaits(self, node: Node) -> list[Instruction]:
         """A reader of a trained model takes over the version it is due."""
-        trainers, syncs = self.graph.trainers(), self.graph.syncs()
+        trainers, syncs = self.graph.trainers(), self.graph.deliveries()
         awaits: list[Instruction] = []
         for use in node.models:
             if use.model not in trainers or use.port is Port.FROZEN:
                 continue
             if use.port is Port.TRAINED:
                 awaits.append(Await(use.model, node.name, 0, "copy"))
-            elif use.model in syncs:
-                sync = self.plan.syncs.get(syncs[use.model].name, SyncPlan())
-                every = syncs[use.model].option("every")
-                awaits.append(Await(use.model, node.name, sync.staleness, sync.method, every))
+            elif delivery := syncs.get((use.model, use.served)):
+                sync = self.plan.syncs.get(delivery.name, SyncPlan())
+                made = Await(
+                    model=use.model,
+                    node=node.name,
+                    staleness=sync.staleness,
+                    method=sync.method,
+                    every=delivery.option("every"),
+                    served=use.served,
+                    decay=delivery.models[0].decay,
+                )
+                awaits.append(made)
         return awaits
 
     def _samples(self, node: Node) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import rlinf_graph
 from rlinf_graph.dsl.env import Env, define_env
-from rlinf_graph.dsl.model import SMALL, Frozen, Model
+from rlinf_graph.dsl.model import SMALL, Frozen, Model, Served
 from rlinf_graph.dsl.option import fits, misfit
 from rlinf_graph.ir.batch import Carried, Pending, Source
 from rlinf_graph.ir.diagnostic import Diagnostic, suggest
@@ -51,6 +51,7 @@ class Builder:
         self.models: dict[int, ModelDef] = {}
         self.envs: dict[int, EnvDef] = {}
         self.diagnostics: list[Diagnostic] = []
+        self.served: dict[tuple[str, str], Served] = {}
         self.regions: list[str] = []
         self._outer_names = outer_names
 
@@ -67,7 +68,9 @@ class Builder:
         frame = user_frame()
         span, kind = Span.of_frame(frame), definition.type
         values = {**given, **arguments.arguments}
-        uses = [self._use(spec, values.get(spec.name), frame, kind, span) for spec in kind.models]
+        uses = [
+            self._use(spec, values.get(spec.name), frame, definition, span) for spec in kind.models
+        ]
         models = tuple(use for use in uses if use is not None)
         envs = [(name, self._env(name, values.get(name), frame, kind, span)) for name in kind.envs]
         owned = [*(spec.name for spec in kind.models), *kind.envs]
@@ -153,18 +156,51 @@ class Builder:
         return self.envs[id(env)].name
 
     def _use(
-        self, spec: ModelSpec, value: Any, frame: FrameType, kind: NodeType, span: Span
+        self,
+        spec: ModelSpec,
+        value: Any,
+        frame: FrameType,
+        definition: NodeDefinition,
+        span: Span,
     ) -> ModelUse | None:
+        kind = definition.type
         if isinstance(value, Frozen):
             return ModelUse(spec.name, self._declare(value.model, frame), Port.FROZEN)
         if isinstance(value, Model):
             return ModelUse(spec.name, self._declare(value, frame), spec.port)
+        if isinstance(value, Served):
+            return self._named_port(spec, value, frame, definition, span)
         what = type(value).__name__
         at = span.argument(spec.name, kind.parameters)
         shown = f'model = rl.Model("{value}")' if isinstance(value, str) else "rl.Model(...)"
         message = f"`{spec.name}` of `{kind.name}` takes an rl.Model, not {what}"
         self.report("RG0104", message, at, help=(f"declare it above the pipeline: {shown}",))
         return None
+
+    def _named_port(
+        self,
+        spec: ModelSpec,
+        value: Served,
+        frame: FrameType,
+        definition: NodeDefinition,
+        span: Span,
+    ) -> ModelUse | None:
+        """The use of a named port, by a node that takes one."""
+        kind, model, name = definition.type, self._declare(value.model, frame), value.name
+        at = span.argument(spec.name, kind.parameters)
+        annotation = definition.annotations.get(spec.name)
+        if Served not in (get_args(annotation) or (annotation,)):
+            message = f"`{spec.name}` of `{kind.name}` takes a model, and no named port of one"
+            label = f"the port `{name}` of `{model}`"
+            self.report("RG0105", message, at, label=label, help=(f"{spec.name}={model}",))
+            return None
+        first = self.served.setdefault((model, name), value)
+        if first is not value and first.decay != value.decay:
+            message = f"`{model}` has two served ports named `{name}`, of different decay"
+            notes = (f"the other has decay={first.decay}, this one {value.decay}",)
+            self.report("RG0106", message, at, notes=notes, help=("give one another name",))
+        decay = value.decay if kind.role is Role.SYNC else 0.0
+        return ModelUse(spec.name, model, Port.SERVED, name, decay)
 
     def _option(
         self, spec: OptionSpec, values: Mapping[str, Any], definition: NodeDefinition, span: Span
@@ -212,6 +248,8 @@ class Builder:
             for name, bound in names.items():
                 if bound is value and isinstance(value, Model | Frozen | Env):
                     return name
+        if isinstance(value, Served):
+            return value.name
         if isinstance(value, Frozen):
             return f"{self._name_of(value.model, frame)}.frozen"
         path = value.path if isinstance(value, Model | Env) else "?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlinf_graph.dsl.model import Model
+from rlinf_graph.dsl.model import Model, Served
 from rlinf_graph.dsl.node import node
 from rlinf_graph.ir.batches import Weights
 from rlinf_graph.ir.node_type import Place, Port, Role, Unit
@@ -12,7 +12,7 @@ from rlinf_graph.ir.node_type import Place, Port, Role, Unit
 def sync(
     weights: Weights,  # noqa: ARG001  the signature is the contract; the compiler carries it out
     *,
-    into: Model,  # noqa: ARG001  likewise
+    into: Model | Served,  # noqa: ARG001  likewise
     max_staleness: int | None = 0,  # noqa: ARG001  likewise
     every: int = 1,  # noqa: ARG001  likewise
 ) -> None:
@@ -20,9 +20,10 @@ def sync(
 
     Args:
         weights: what `train` returned.
-        into: the model whose served port takes them.
+        into: the model whose served port takes them, or one of its named ports.
         max_staleness: by how many iterations the oldest token of a sample may lag behind the
-            iteration that trains on it. 0 is on-policy. The compiler may choose less.
+            iteration that trains on it. 0 is on-policy. The compiler may choose less. Says nothing
+            of a named port, whose weights no sample is drawn with.
         every: deliver after every that many iterations; adds `every - 1` to the staleness.
     """
     raise RuntimeError("sync has a meaning only inside a pipeline")

@@ -70,6 +70,24 @@ class Model:
         """This model with the weights it had when the run began, such as a KL reference."""
         return Frozen(self)
 
+    def served(self, name: str, decay: float = 0.0) -> Served:
+        """A served port of its own: the first weights, until a sync of its own delivers others.
+
+        Args:
+            name: of the port; unique among those of the model.
+            decay: what it keeps of its own weights at each delivery, from 0 up to, but not, 1:
+                `own = decay own + (1 - decay) new`. 0 takes over the new ones: a reference that is
+                refreshed. More is an exponential average.
+
+        Raises:
+            CompileError: RG0104, for a name that is none.
+        """
+        if not isinstance(name, str) or not name.strip():  # pyright: ignore[reportUnnecessaryIsInstance]  users may not run a checker
+            message = f"a served port's name is text, not {name!r}"
+            help_text = ('policy.served("reference")',)
+            raise fail("RG0104", message, Span.of_frame(caller()), help=help_text)
+        return Served(self, name, decay)
+
 
 CHOICES = {"head": get_args(Head), "weights": get_args(Weights), "dtype": get_args(Dtype)}
 FIELDS = ("path", "name", "head", "weights", "dtype", "rollout", "train", "env")
@@ -82,3 +100,12 @@ class Frozen:
     """A model whose weights never change."""
 
     model: Model
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A named served port of a model, as `Model.served` makes it."""
+
+    model: Model
+    name: str
+    decay: float = 0.0

@@ -1,8 +1,8 @@
 """`@rl.node`: an ordinary function or class whose signature is its contract in the graph.
 
-Parameters annotated with batch types are edges, with `Model` or `Frozen` models, with `Env`
-environments, all others are options. Called inside a pipeline a node is recorded; called anywhere
-else it runs.
+Parameters annotated with batch types are edges, with `Model`, `Frozen` or `Served` models, with
+`Env` environments, all others are options. Called inside a pipeline a node is recorded; called
+anywhere else it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform, overload
 from rlinf_graph.dsl.builder import current_builder, misuse, user_frame
 from rlinf_graph.dsl.env import Env
 from rlinf_graph.dsl.guard import guarded
-from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.model import Frozen, Model, Served
 from rlinf_graph.ir.batch import Carried
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic, fail, suggest
 from rlinf_graph.ir.graph import EnvDef, Graph, Node
@@ -235,7 +235,7 @@ def _definition(
         if carried:
             optional = types.NoneType in choices
             inputs.append(InputSpec(parameter.name, carried, optional))
-        elif Model in choices or Frozen in choices:
+        elif any(kind in choices for kind in (Model, Frozen, Served)):
             port = Port.SERVED if Model in choices else Port.FROZEN
             port = ports.get(parameter.name, port)
             models.append(ModelSpec(parameter.name, port, heads.get(parameter.name, ())))

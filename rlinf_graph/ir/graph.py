@@ -31,11 +31,23 @@ class Input:
 
 @dataclass(frozen=True)
 class ModelUse:
-    """A node's use of a model through one of its ports."""
+    """A node's use of a model through one of its ports.
+
+    Attributes:
+        served: which of several served ports; empty for the main one.
+        decay: of a sync: what a named port keeps of its own weights at each delivery.
+    """
 
     param: str
     model: str
     port: Port
+    served: str = ""
+    decay: float = 0.0
+
+    @property
+    def delivered(self) -> tuple[str, str] | None:
+        """The model and the served port that is read or written; None for another port."""
+        return (self.model, self.served) if self.port is Port.SERVED else None
 
 
 @dataclass(frozen=True)
@@ -299,8 +311,22 @@ class Graph:
         return (node for node in self.nodes if node.role is role)
 
     def syncs(self) -> dict[str, Node]:
-        """Model name → the sync node that updates its served port."""
-        return {node.models[0].model: node for node in self.with_role(Role.SYNC) if node.models}
+        """Model name → the sync node that updates its main served port."""
+        return {model: node for (model, served), node in self.deliveries().items() if not served}
+
+    def deliveries(self) -> dict[tuple[str, str], Node]:
+        """Model name and name of a served port → the sync node that updates it."""
+        syncs = (node for node in self.with_role(Role.SYNC) if node.models)
+        return {(use.model, use.served): node for node in syncs for use in node.models[:1]}
+
+    def readers(self, model: str, served: str = "") -> list[Node]:
+        """The nodes that read a served port of a model, as declared."""
+        return [
+            node
+            for node in self.nodes
+            if node.role is not Role.SYNC
+            and any(use.delivered == (model, served) for use in node.models)
+        ]
 
     def trainers(self) -> dict[str, Node]:
         """Model name → the node that trains it."""

@@ -140,7 +140,10 @@ def _node_meaning(node: Node) -> dict[str, Any]:
             }
             for i in node.inputs
         ],
-        "models": [[u.param, u.model, u.port.value] for u in node.models],
+        "models": [
+            [u.param, u.model, u.port.value, *([u.served, u.decay] if u.served else [])]
+            for u in node.models
+        ],
         "options": {k: to_json(v) for k, v in node.options},
         "outputs": list(node.outputs),
     }
@@ -175,7 +178,7 @@ def _read_node(data: dict[str, Any]) -> Node:
             )
             for i in data["inputs"]
         ),
-        models=tuple(ModelUse(p, m, Port(port)) for p, m, port in data["models"]),
+        models=tuple(ModelUse(p, m, Port(port), *named) for p, m, port, *named in data["models"]),
         options=tuple((k, from_json(v)) for k, v in data["options"].items()),
         outputs=tuple(data["outputs"]),
         envs=tuple((param, env) for param, env in data.get("envs", ())),

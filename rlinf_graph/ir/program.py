@@ -150,13 +150,19 @@ class Publish:
 
 @dataclass(frozen=True)
 class Await:
-    """Wait for the model's version of `staleness` iterations ago and take it over."""
+    """Wait for the model's version of `staleness` iterations ago and take it over.
+
+    `served` is the named port that takes it, and `decay` what that keeps of its own weights: then
+    every delivered version counts, in order.
+    """
 
     model: str
     node: str
     staleness: int
     method: str
     every: int = 1
+    served: str = ""
+    decay: float = 0.0
 
     def version(self, iteration: int) -> int:
         """The version that an iteration reads: the newest delivered one that is old enough."""

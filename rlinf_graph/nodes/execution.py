@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rlinf_graph.dsl.env import Env, define_env
-from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.model import Frozen, Model, Served
 from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.nodes.engine import Engine, Key, engine_class
 from rlinf_graph.nodes.environment import Environments, environments_class
@@ -77,12 +77,12 @@ def execution() -> Execution:
     return _current.get() or _direct
 
 
-def engine_of(param: str, model: Model | Frozen) -> Engine:
+def engine_of(param: str, model: Model | Frozen | Served) -> Engine:
     """The engine that holds the model given as parameter `param` of the running node."""
     current = execution()
     if current is not _direct:
         return current.engines[param]
-    bare = model.model if isinstance(model, Frozen) else model
+    bare = model if isinstance(model, Model) else model.model
     if id(bare) not in _direct_engines:
         name = bare.name or bare.path
         definition = ModelDef(name, bare.path, bare.head, bare.dtype, bare.weights)

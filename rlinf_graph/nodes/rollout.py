@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, overload
 
-from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.model import Frozen, Model, Served
 from rlinf_graph.dsl.node import Call, node
 from rlinf_graph.ir.batches import (
     Prompts,
@@ -153,8 +153,8 @@ def _forward_value(call: Call) -> Forward:
 
 
 @node(label="logprobs", unit=Unit.SAMPLE, heads={"model": ("lm",)}, work=_forward)
-def reference_logprobs(model: Frozen, rollouts: Rollouts) -> ReferenceLogprobs:
-    """Log-probabilities of a frozen model, packed."""
+def reference_logprobs(model: Frozen | Served, rollouts: Rollouts) -> ReferenceLogprobs:
+    """Log-probabilities of a frozen model, or of a named served port, packed."""
     values = engine_of("model", model).logprobs(rollouts)
     return ReferenceLogprobs(
         index=rollouts.index, group=rollouts.group, lengths=rollouts.lengths, values=values
@@ -177,18 +177,20 @@ def proximal_logprobs(model: Model, rollouts: Rollouts) -> ProximalLogprobs:
 
 
 @overload
-def logprobs(model: Frozen, rollouts: Rollouts) -> ReferenceLogprobs: ...
+def logprobs(model: Frozen | Served, rollouts: Rollouts) -> ReferenceLogprobs: ...
 @overload
 def logprobs(model: Model, rollouts: Rollouts) -> ProximalLogprobs: ...
-def logprobs(model: Model | Frozen, rollouts: Rollouts) -> ReferenceLogprobs | ProximalLogprobs:
+def logprobs(
+    model: Model | Frozen | Served, rollouts: Rollouts
+) -> ReferenceLogprobs | ProximalLogprobs:
     """Log-probabilities of the policy's tokens under another model, or under itself in training.
 
     Args:
-        model: frozen: a reference, for a KL term. In training: the proximal policy, its trained
-            port as it was when the iteration began.
+        model: frozen, or a named served port: a reference, for a KL term. In training: the
+            proximal policy, its trained port as it was when the iteration began.
         rollouts: `n` sequences; the result is packed over their tokens, 0 where the mask is false.
     """
-    if isinstance(model, Frozen):
+    if isinstance(model, Frozen | Served):
         return reference_logprobs(model, rollouts)
     return proximal_logprobs(model, rollouts)
 

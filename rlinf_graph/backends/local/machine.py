@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.backends.edges import Edges
-from rlinf_graph.backends.engines import Engines, Snapshot
+from rlinf_graph.backends.engines import Engines, Kept, Snapshot
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.rank import Rank
@@ -65,7 +65,7 @@ class LocalMachine:
         }
         self._edges = Edges()
         self._snapshots: dict[str, dict[int, Snapshot]] = defaultdict(dict[int, Snapshot])
-        self._keep = 2 + max((sync.staleness for sync in plan.syncs.values()), default=0)
+        self._kept = Kept.of(graph, plan)
         self._reduced: dict[str, tuple[Position, float]] = {}
 
     def perform(self, group: WorkerGroup, instruction: Instruction, at: Position) -> float:
@@ -151,17 +151,15 @@ class LocalMachine:
 
     def _publish(self, engine: Engine, model: str, version: int) -> None:
         """Keep a copy of the trained weights for those who read this version."""
-        kept, sync = self._snapshots[model], self._graph.syncs().get(model)
+        kept = self._snapshots[model]
         kept[version] = [(name, value.detach().clone()) for name, value in engine.weights().items()]
-        oldest = version - self._keep - (sync.option("every") if sync else 1)
-        for old in [v for v in kept if v <= oldest]:
+        for old in self._kept.past(model, list(kept), version):
             del kept[old]
 
     def _adopt(self, group: WorkerGroup, awaited: Await, at: Position) -> None:
-        version = awaited.version(at.iteration)
-        weights = self._snapshots[awaited.model].get(version)
-        if weights is not None and self._engines.lacks(group, at.rank, awaited.model, version):
-            self._engines.adopt(group, at.rank, awaited.model, version, weights)
+        for version in self._engines.due(group, at.rank, awaited, at.iteration):
+            weights = self._snapshots[awaited.model][version]
+            self._engines.adopt(group, at.rank, awaited, version, weights)
 
     def _summed(self, group: WorkerGroup, at: Position) -> float:
         """The weight of all ranks; the first of a step sums the gradients for all of them."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlinf_graph.backends.edges import Rows
+from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray.mailbox import Call, Place
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
@@ -81,8 +82,8 @@ class _Ring:
 class Board:
     """The state that all processes of a run share."""
 
-    def __init__(self, program: Program, keep: int) -> None:
-        """Nothing has arrived. `keep` versions of each model's weights are held."""
+    def __init__(self, program: Program, kept: Kept) -> None:
+        """Nothing has arrived. `kept` says which versions of the weights are held."""
         ranks = {group.name: group.ranks for group in program.groups}
         self._queues = {c.edge: _Queue(c, ranks[c.target]) for c in program.channels}
         self._rings = {
@@ -90,7 +91,7 @@ class Board:
             for r in program.rings
         }
         self._versions: dict[str, dict[int, Any]] = defaultdict(dict)
-        self._keep = keep
+        self._kept = kept
         self._addresses: dict[str, str] = {}
         self._failure: tuple[Diagnostic, ...] = ()
         self._records: list[IterationRecord] = []
@@ -149,7 +150,7 @@ class Board:
         """A version of a model's weights is there."""
         kept = self._versions[model]
         kept[version] = reference
-        for old in [v for v in kept if v <= version - self._keep]:
+        for old in self._kept.past(model, list(kept), version):
             del kept[old]
         await self._notify()
 

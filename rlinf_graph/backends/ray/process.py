@@ -173,17 +173,14 @@ class RankProcess:
             self._line.tell("publish", model, version, [reference])
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:
-        version = max(first, awaited.version(at.iteration))
-        lacks = self._engines.lacks(self._group, self._number, awaited.model, version)
-        found = None
-        if version > first:
-            (found,) = self._line.ask("weights", awaited.model, version)
+        due = self._engines.due(self._group, self._number, awaited, at.iteration, first)
+        found = [(version, *self._line.ask("weights", awaited.model, version)) for version in due]
 
         def adopt() -> None:
-            if found is not None and lacks:
-                arrays = ray.get(found)
+            for version, reference in found:
+                arrays = ray.get(reference)
                 weights = [(name, wire.to_tensor(array)) for name, array in arrays]
-                self._engines.adopt(self._group, self._number, awaited.model, version, weights)
+                self._engines.adopt(self._group, self._number, awaited, version, weights)
 
         self._timed(awaited, at, adopt)
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray.board import Board
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
@@ -138,10 +139,9 @@ class _Crew:
     def _open(self) -> None:
         job = self._job
         self._placement = Placement(job.cluster)
-        keep = 2 + max((s.staleness for s in job.plan.syncs.values()), default=0)
-        keep += max((n.option("every") for n in job.graph.syncs().values()), default=0)
+        kept = Kept.of(job.graph, job.plan)
         board = ray.remote(Board)
-        self._board = board.options(num_cpus=0, max_concurrency=1000).remote(job.program, keep)
+        self._board = board.options(num_cpus=0, max_concurrency=1000).remote(job.program, kept)
         shipped = ray.put(job)
         worker = ray.remote(Worker)
         for number, places in self.places().items():

@@ -11,7 +11,7 @@ from rlinf_graph.compiler.explain.report import Row
 from rlinf_graph.compiler.explain.rows import delivered, own_events, sync_label
 from rlinf_graph.compiler.explain.steady import KIND
 from rlinf_graph.ir.graph import Graph, Node
-from rlinf_graph.ir.node_type import Port, Role
+from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import show_devices
 from rlinf_graph.ir.timeline import Event
 
@@ -23,7 +23,7 @@ def measure_row(graph: Graph, row: Row, recorded: Recorded) -> Measured | None:
     """What a row's node took; None where it never ran."""
     node = _node_of(graph, row)
     if node.role is Role.SYNC:
-        return _measured(row, _deliveries(graph, node.model or "", recorded), recorded)
+        return _measured(row, _deliveries(graph, node, recorded), recorded)
     own = {
         iteration: {rank: own_events(graph, node, events) for rank, events in ranks.items()}
         for iteration, ranks in recorded.by_node.get(node.name, {}).items()
@@ -36,14 +36,13 @@ def _node_of(graph: Graph, row: Row) -> Node:
     return labels[row.name]
 
 
-def _deliveries(graph: Graph, model: str, recorded: Recorded) -> dict[int, list[Ranks]]:
-    """By iteration, for each reader: events that take over the model's weights."""
+def _deliveries(graph: Graph, sync: Node, recorded: Recorded) -> dict[int, list[Ranks]]:
+    """By iteration, for each reader: events that take over what a sync delivers."""
     made: dict[int, list[Ranks]] = {}
-    for node in graph.nodes:
-        if not any(u.model == model and u.port is Port.SERVED for u in node.models):
-            continue
+    port = (sync.models[0].model, sync.models[0].served)
+    for node in graph.readers(*port):
         for iteration, ranks in recorded.by_node.get(node.name, {}).items():
-            taken = {rank: delivered(graph, node, e, model) for rank, e in ranks.items()}
+            taken = {rank: delivered(graph, node, e, port) for rank, e in ranks.items()}
             made.setdefault(iteration, []).append(taken)
     return made
 

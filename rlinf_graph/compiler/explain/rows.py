@@ -10,7 +10,7 @@ from rlinf_graph.compiler.explain.segment import Kind
 from rlinf_graph.compiler.explain.steady import KIND, Steady, total
 from rlinf_graph.compiler.lower import cadence, is_host
 from rlinf_graph.ir.graph import Graph, Node
-from rlinf_graph.ir.node_type import Port, Role
+from rlinf_graph.ir.node_type import Port, Role, Unit
 from rlinf_graph.ir.plan import Plan, SyncPlan
 from rlinf_graph.ir.timeline import Event
 from rlinf_graph.ir.work import Train
@@ -24,10 +24,14 @@ def table(steady: Steady) -> tuple[Row, ...]:
 def feedback(steady: Steady, rows: tuple[Row, ...]) -> tuple[Feedback, ...]:
     """The deliveries of weights."""
     numbers = {row.name: row.number for row in rows}
-    syncs, made = steady.graph.syncs(), list[Feedback]()
-    for lag in staleness_of(steady.graph, steady.plan):
-        targets = tuple(sorted(numbers[n.name] for n in readers(steady, lag.model)))
-        source = numbers[sync_label(syncs[lag.model])]
+    lags = {lag.model: lag for lag in staleness_of(steady.graph, steady.plan)}
+    made: list[Feedback] = []
+    for (model, served), sync in steady.graph.deliveries().items():
+        readers = steady.graph.readers(model, served)
+        targets = tuple(sorted(numbers[node.name] for node in readers))
+        every = sync.option("every")
+        lag = Staleness(served, every - 1, every - 1, every) if served else lags[model]
+        source = numbers[sync_label(sync)]
         made.append(Feedback(source, targets, lag.model, lag.staleness, lag.limit, lag.every))
     return tuple(made)
 
@@ -42,19 +46,10 @@ def staleness_of(graph: Graph, plan: Plan) -> tuple[Staleness, ...]:
     return tuple(made)
 
 
-def readers(steady: Steady, model: str) -> list[Node]:
-    """The nodes to which a sync delivers a model."""
-    return [
-        node
-        for node in steady.graph.nodes
-        if node.role is not Role.SYNC
-        and any(use.model == model and use.port is Port.SERVED for use in node.models)
-    ]
-
-
 def sync_label(sync: Node) -> str:
-    """Such as `sync → policy`."""
-    return f"sync → {sync.model}"
+    """Such as `sync → policy`; of a named port its name, as the node has it."""
+    named = sync.models[0].served
+    return f"sync → {sync.name.removeprefix('sync ') if named else sync.model}"
 
 
 @dataclass
@@ -69,7 +64,15 @@ class _Table:
         for node in sorted(ends, key=lambda n: n.role is not Role.SYNC):
             self._visit(node, None)
         by_number = {row.number: row for row in self._rows}
-        return [replace(row, takes=self._elsewhere(row, by_number)) for row in self._rows]
+        names = {number: name for name, number in self._numbers.items()}
+        return [
+            replace(
+                row,
+                takes=self._elsewhere(row, by_number),
+                barrier=_waits(graph.node(names[row.number])),
+            )
+            for row in self._rows
+        ]
 
     def _visit(self, node: Node, parent: int | None) -> None:
         number = len(self._rows) + 1
@@ -100,6 +103,11 @@ def carried(steady: Steady, rows: tuple[Row, ...]) -> tuple[Carried, ...]:
     )
 
 
+def _waits(node: Node) -> bool:
+    """Whether a node computes on the whole batch only."""
+    return node.role is Role.COMPUTE and node.unit is Unit.BATCH and bool(node.inputs)
+
+
 def _body_of(node: Node) -> tuple[str, ...]:
     """The nodes that make what leaves a loop."""
     return tuple(s.node for s in (node.loop.carried, *node.loop.emitted)) if node.loop else ()
@@ -127,6 +135,7 @@ def region_row(steady: Steady, node: Node, number: int, parent: int | None) -> R
         origin="-",
         steps=loop.length if loop else None,
         expected=loop.expected if loop else None,
+        groups=groups,
     )
 
 
@@ -160,10 +169,11 @@ def sync_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
     """The row of a delivery: its seconds are those that its readers spend waiting for it."""
     model = node.model or ""
     trainer = steady.graph.trainers()[model].name
-    names = [reader.name for reader in readers(steady, model)]
+    port = (model, node.models[0].served)
+    names = [reader.name for reader in steady.graph.readers(*port)]
     devices = sorted({d for name in [trainer, *names] for d in steady.plan.devices(name)})
     plan = steady.plan.syncs.get(node.name, SyncPlan())
-    busy = sum(event.seconds for name in names for event in deliveries(steady, name, model))
+    busy = sum(event.seconds for name in names for event in deliveries(steady, name, port))
     method = plan.method
     origin = steady.costs.sync(
         model, steady.plan.devices(trainer), steady.plan.devices(names[0]) if names else (), method
@@ -183,22 +193,25 @@ def sync_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
     )
 
 
-def deliveries(steady: Steady, name: str, model: str) -> list[Event]:
-    """A node's events that take over a model's weights."""
-    return delivered(steady.graph, steady.graph.node(name), steady.events_of(name), model)
+def deliveries(steady: Steady, name: str, port: tuple[str, str]) -> list[Event]:
+    """A node's events that take over the weights of a served port."""
+    return delivered(steady.graph, steady.graph.node(name), steady.events_of(name), port)
 
 
-def delivered(graph: Graph, node: Node, events: Sequence[Event], model: str) -> list[Event]:
-    """Those of a rank's events in an iteration that take over a model's weights.
+def delivered(
+    graph: Graph, node: Node, events: Sequence[Event], port: tuple[str, str]
+) -> list[Event]:
+    """Those of a rank's events in an iteration that take over the weights of a served port.
 
-    They come in the order of the node's models.
+    `port` is the model and the port's name, empty for the main one. They come in the order of the
+    node's models.
     """
     trained = graph.trainers()
-    models = [
-        use.model for use in node.models if use.model in trained and use.port is not Port.FROZEN
+    ports = [
+        use.delivered for use in node.models if use.model in trained and use.port is not Port.FROZEN
     ]
     syncs = [event for event in events if event.kind == "sync"]
-    return [event for event, of in zip(syncs, models, strict=False) if of == model]
+    return [event for event, of in zip(syncs, ports, strict=False) if of == port]
 
 
 def own_events(graph: Graph, node: Node, events: Sequence[Event]) -> list[Event]:
@@ -206,8 +219,8 @@ def own_events(graph: Graph, node: Node, events: Sequence[Event]) -> list[Event]
     synced = [
         event
         for use in node.models
-        if use.port is Port.SERVED and use.model in graph.syncs()
-        for event in delivered(graph, node, events, use.model)
+        if use.delivered is not None and use.delivered in graph.deliveries()
+        for event in delivered(graph, node, events, use.delivered)
     ]
     return [event for event in events if event not in synced]
 

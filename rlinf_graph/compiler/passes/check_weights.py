@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors
 from rlinf_graph.ir.graph import Graph, Node
-from rlinf_graph.ir.node_type import Port, Role
+from rlinf_graph.ir.node_type import Role
 
 
 def check_weights(graph: Graph) -> Graph:
@@ -21,6 +21,8 @@ def check_weights(graph: Graph) -> Graph:
         _one_trainer,
         _one_sync,
         _trained_models_are_synced,
+        _named_ports_are_synced,
+        _named_ports_fit,
         _syncs_fit,
         _bounds_hold,
         _mismatch,
@@ -48,11 +50,13 @@ def _one_trainer(graph: Graph) -> Iterator[Diagnostic]:
 
 def _one_sync(graph: Graph) -> Iterator[Diagnostic]:
     for node in graph.with_role(Role.SYNC):
-        last = graph.syncs()[node.models[0].model]
+        use = node.models[0]
+        last = graph.deliveries()[use.model, use.served]
         if last is not node:
+            port = f"the port `{use.served}` of `{use.model}`" if use.served else f"`{use.model}`"
             yield Diagnostic(
                 "RG0304",
-                f"`{node.model}` is synced twice in one iteration",
+                f"{port} is synced twice in one iteration",
                 last.span,
                 notes=(f"the first time at {node.span}",),
                 help=("keep one of the two",),
@@ -61,11 +65,7 @@ def _one_sync(graph: Graph) -> Iterator[Diagnostic]:
 
 def _trained_models_are_synced(graph: Graph) -> Iterator[Diagnostic]:
     for model, trainer in graph.trainers().items():
-        readers = [
-            n for n in graph.nodes
-            if any(u.model == model and u.port is Port.SERVED for u in n.models)
-            and n.role is not Role.SYNC
-        ]  # fmt: skip
+        readers = graph.readers(model)
         if readers and model not in graph.syncs():
             yield Diagnostic(
                 "RG0301",
@@ -75,6 +75,46 @@ def _trained_models_are_synced(graph: Graph) -> Iterator[Diagnostic]:
                 label=f"trains `{model}`",
                 notes=(f"`{readers[0].name}` reads it at {readers[0].span}",),
                 help=(f"weights = rl.train({model}, ...)", f"rl.sync(weights, into={model})"),
+            )
+
+
+def _named_ports_are_synced(graph: Graph) -> Iterator[Diagnostic]:
+    """A named port that nothing is delivered to is a frozen model by another name."""
+    ports = {
+        (use.model, use.served): node for node in graph.nodes for use in node.models if use.served
+    }
+    for (model, served), reader in ports.items():
+        if (model, served) not in graph.deliveries():
+            yield Diagnostic(
+                "RG0301",
+                f"nothing is delivered to the port `{served}` of `{model}`: `{reader.name}` would "
+                "keep on reading the first weights",
+                reader.span,
+                help=(
+                    f"{model}.frozen(), to keep them",
+                    f"rl.sync(weights, into={served}, every=50), with the port that is read",
+                ),
+            )
+
+
+def _named_ports_fit(graph: Graph) -> Iterator[Diagnostic]:
+    """Names that explain can tell apart, and decays that leave something of both weights."""
+    models = {model.name for model in graph.models}
+    for (model, served), node in graph.deliveries().items():
+        use = node.models[0]
+        if served in models:
+            message = f"the port `{served}` of `{model}` has the name of a model"
+            yield Diagnostic("RG0106", message, node.span, help=("give it another name",))
+        number = isinstance(use.decay, int | float) and not isinstance(use.decay, bool)  # pyright: ignore[reportUnnecessaryIsInstance]  users may not run a checker
+        if not number or not 0 <= use.decay < 1:
+            yield Diagnostic(
+                "RG0104",
+                f"`decay` of the port `{served}` is {use.decay!r}; it lies from 0 up to below 1",
+                node.span,
+                help=(
+                    "decay=0.995 moves by a two-hundredth of the way at each delivery",
+                    "decay=0.0 takes over the new weights",
+                ),
             )
 
 
@@ -94,6 +134,8 @@ def _syncs_fit(graph: Graph) -> Iterator[Diagnostic]:
 def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
     for node in graph.with_role(Role.SYNC):
         bound, every = node.option("max_staleness"), node.option("every")
+        if node.models[0].served:  # no sample that is trained on is drawn with its weights
+            bound = max(0, every - 1) if isinstance(every, int) else 0
         if not isinstance(bound, int) or bound < 0:
             yield Diagnostic(
                 "RG0302",
@@ -118,7 +160,7 @@ def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
                 notes=(f"max_staleness={bound} is the bound",),
                 help=(f"max_staleness={every - 1}", f"every={bound + 1}"),
             )
-        elif bound > 0:
+        elif bound > 0 and not node.models[0].served:
             yield from _uncorrected(
                 graph, node, f"samples may be {bound} iteration{'s' * (bound > 1)} old"
             )

@@ -106,17 +106,18 @@ class Bounds:
         for use in node.models:
             if use.model in trainers and use.port is not Port.FROZEN:
                 source = next(x for x in leaves if x.node == trainers[use.model].name)
-                total += self.sync_seconds(use.model, source.devices, leaf.devices)
+                delivery = self.graph.deliveries().get(use.delivered or ("", ""))
+                every = delivery.option("every") if delivery else 1
+                total += self.sync_seconds(use.model, source.devices, leaf.devices) / every
         return total
 
 
 def _chains(graph: Graph) -> list[list[Node]]:
     chains: list[list[Node]] = []
-    for model, sync in graph.syncs().items():
+    for model in graph.syncs():
         trainer = graph.trainers()[model]
-        for node in graph.nodes:
-            reads = any(u.model == model and u.port is Port.SERVED for u in node.models)
-            if reads and node.name not in (sync.name, trainer.name):
+        for node in graph.readers(model):
+            if node.name != trainer.name:
                 for path in nx.all_simple_paths(graph.flow, node.name, trainer.name):
                     chains.append([graph.node(name) for name in path])
     return chains

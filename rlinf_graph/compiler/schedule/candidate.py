@@ -83,10 +83,10 @@ def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
         transports={wire.name: "memory" for wire in wiring(graph).wires},
         syncs={
             node.name: SyncPlan(
-                method=_method(graph, candidate.placement, model),
-                staleness=min(candidate.staleness, _allowed(graph, model)),
+                method=_method(graph, candidate.placement, model, served),
+                staleness=0 if served else min(candidate.staleness, _allowed(graph, model)),
             )
-            for model, node in graph.syncs().items()
+            for (model, served), node in graph.deliveries().items()
         },
     )
 
@@ -110,7 +110,7 @@ def companions(graph: Graph) -> dict[str, str]:
         for node in device_nodes(graph)
         if node.role is Role.COMPUTE
         for use in node.models
-        if use.port is Port.SERVED
+        if use.port is Port.SERVED and not use.served
     }
     return {
         node.name: rollouts[node.model]
@@ -149,17 +149,14 @@ def _allowed(graph: Graph, model: str) -> int:
     return sync.option("max_staleness") - (sync.option("every") - 1)
 
 
-def _method(graph: Graph, placement: Placement, model: str) -> Literal["copy", "broadcast"]:
+def _method(
+    graph: Graph, placement: Placement, model: str, served: str
+) -> Literal["copy", "broadcast"]:
     """`copy` where every reader is on the trainer's devices."""
     devices = {leaf.node: set(leaf.devices) for leaf in leaves_of(placement)}
     trained_on = devices.get(graph.trainers()[model].name, set[int]())
-    readers = [
-        devices[node.name]
-        for node in graph.nodes
-        if node.name in devices
-        for use in node.models
-        if use.model == model and use.port is Port.SERVED
-    ]
+    names = (node.name for node in graph.readers(model, served))
+    readers = [devices[name] for name in names if name in devices]
     return "copy" if all(reader <= trained_on for reader in readers) else "broadcast"
 
 

@@ -23,7 +23,7 @@ class Arc:
     Attributes:
         kind: `weights` of a sync, a model as `trained` before, `state`, or of a loop's `step`.
         source, targets: items.
-        subject: the model, or the batch type.
+        subject: the model or its named port, or the batch type.
         remarks: on when it arrives.
     """
 
@@ -37,26 +37,26 @@ class Arc:
 def arcs_of(graph: Graph) -> Iterator[Arc]:
     """Deliveries of weights first, then what is carried."""
     for sync in graph.with_role(Role.SYNC):
-        model = sync.model or ""
-        targets = tuple(n.name for n in _readers(graph, model, Port.SERVED))
+        model, served = sync.models[0].model, sync.models[0].served
+        targets = tuple(n.name for n in graph.readers(model, served) if n.role is not Role.TRAIN)
         remarks = delivery(graph, sync) if targets else ["read by nobody"]
-        yield Arc("weights", sync.name, targets, model, tuple(remarks))
+        yield Arc("weights", sync.name, targets, served or model, tuple(remarks))
     for model, trainer in graph.trainers().items():
         later = cast("set[str]", cast("Any", nx).descendants(graph.flow, trainer.name))
-        readers = _readers(graph, model, Port.TRAINED)
+        readers = _readers_of_trained(graph, model)
         targets = tuple(n.name for n in readers if n.name not in later)
         if targets:
             yield Arc("trained", trainer.name, targets, model, ("as trained",))
     yield from _carried(graph)
 
 
-def _readers(graph: Graph, model: str, port: Port) -> list[Node]:
-    """The nodes that read a model through a port, those that write it excepted."""
+def _readers_of_trained(graph: Graph, model: str) -> list[Node]:
+    """The nodes that read a model's trained port, those that write it excepted."""
     return [
         node
         for node in graph.nodes
         if node.role not in (Role.SYNC, Role.TRAIN)
-        and any(use.model == model and use.port is port for use in node.models)
+        and any(use.model == model and use.port is Port.TRAINED for use in node.models)
     ]
 
 

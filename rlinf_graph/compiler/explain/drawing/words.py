@@ -40,7 +40,7 @@ def is_barrier(node: Node) -> bool:
 
 def uses(node: Node) -> str:
     """The models and environments of a node, such as `policy served`."""
-    models = [f"{use.model} {use.port.value}" for use in node.models]
+    models = [f"{use.model} {use.served or use.port.value}" for use in node.models]
     return ", ".join([*models, *(env for _param, env in node.envs)])
 
 
@@ -75,8 +75,11 @@ def loop_steps(node: Node) -> str:
 
 
 def delivery(graph: Graph, sync: Node) -> list[str]:
-    """How late weights may be, and how rarely they come."""
+    """How late weights may be, and how rarely they come; what a named port keeps of its own."""
     bound, rarely = sync.option("max_staleness"), every(graph, sync)
+    if sync.models[0].served:
+        decay = sync.models[0].decay
+        return [f"decay {decay:g}" if decay else "taken over", *([rarely] if rarely else [])]
     late = "staleness unbounded" if bound is None else f"staleness ≤ {bound}"
     return [late, *([rarely] if rarely else [])]
 
