@@ -3,7 +3,7 @@
 from rlinf_graph.dsl.env import Env
 from rlinf_graph.dsl.feedback import sync
 from rlinf_graph.dsl.loop import carry, state, unroll
-from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.model import Frozen, Model, Served
 from rlinf_graph.dsl.node import Call, node
 from rlinf_graph.dsl.pipeline import Pipeline, pipeline
 from rlinf_graph.ir.batch import Batch, Granularity, TokenBatch, objects, per_sample, per_token
@@ -36,6 +36,7 @@ from rlinf_graph.ir.node_type import Place, Port, Role, Unit
 from rlinf_graph.ir.value import struct
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Lengths, Train, Volume, Work
 from rlinf_graph.nodes.advantage import gae, group_advantages
+from rlinf_graph.nodes.coefficient import adapt_kl, constant
 from rlinf_graph.nodes.data import dataset, examples
 from rlinf_graph.nodes.dialog import grade, open_dialogs, reply
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
@@ -104,6 +105,7 @@ __all__ = [
     "Rollouts",
     "Sandbox",
     "Scalars",
+    "Served",
     "StepRewards",
     "StepValues",
     "SupervisedLoss",
@@ -121,8 +123,10 @@ __all__ = [
     "Weights",
     "Work",
     "act",
+    "adapt_kl",
     "call_tools",
     "carry",
+    "constant",
     "dataset",
     "demand",
     "each_step",

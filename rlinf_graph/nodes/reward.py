@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
-from rlinf_graph.dsl.model import Frozen, Model
+from rlinf_graph.dsl.model import Frozen, Model, Served
 from rlinf_graph.dsl.node import Call, node
 from rlinf_graph.ir import packed
-from rlinf_graph.ir.batches import ReferenceLogprobs, Rewards, Rollouts, TokenRewards
-from rlinf_graph.ir.diagnostic import Diagnostic
+from rlinf_graph.ir.batches import ReferenceLogprobs, Rewards, Rollouts, Scalars, TokenRewards
+from rlinf_graph.ir.diagnostic import Diagnostic, fail
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Unit
 from rlinf_graph.ir.work import Forward, HostWork, Volume
+from rlinf_graph.nodes.coefficient import one_number
 from rlinf_graph.nodes.execution import engine_of, metric
 from rlinf_graph.nodes.source_facts import known_columns
 from rlinf_graph.nodes.verifier import Verifier, rewards_of, unfilled
@@ -76,7 +77,7 @@ def _score_work(call: Call) -> Forward:
 
 
 @node(unit=Unit.SAMPLE, heads={"judge": ("score",)}, work=_score_work)
-def score(judge: Model | Frozen, rollouts: Rollouts) -> Rewards:
+def score(judge: Model | Frozen | Served, rollouts: Rollouts) -> Rewards:
     """Reward each answer with the score of a reward model.
 
     Args:
@@ -92,9 +93,45 @@ def _kl_work(call: Call) -> HostWork:
     return HostWork(call.first.samples, seconds, "declared default")
 
 
-@node(unit=Unit.SAMPLE, work=_kl_work)
+def _kl_unit(options: Mapping[str, Any]) -> Unit:
+    """A coefficient that adapts is one number for the whole batch, and cannot be cut with it."""
+    return Unit.BATCH if options["beta"] is None else Unit.SAMPLE
+
+
+_ONE_OF_TWO = "rl.kl_penalty takes either `beta` or `coefficient`"
+
+
+def _kl_check(node: Node, graph: Graph) -> Iterator[Diagnostic]:  # noqa: ARG001  as every check
+    """The coefficient is given once."""
+    if (node.option("beta") is None) is (node.input("coefficient") is None):
+        help_text = ("beta=0.05", "coefficient=beta with beta = rl.state(rl.constant(0.05))")
+        yield Diagnostic("RG0104", _ONE_OF_TWO, node.span, help=help_text)
+
+
+def _weight(beta: float | None, coefficient: Scalars | None) -> float:
+    if beta is not None and coefficient is None:
+        return beta
+    if beta is not None or coefficient is None:
+        raise fail("RG0104", _ONE_OF_TWO)
+    return one_number("kl_penalty", coefficient)
+
+
+@overload
 def kl_penalty(
     rewards: Rewards, rollouts: Rollouts, reference: ReferenceLogprobs, *, beta: float
+) -> TokenRewards: ...
+@overload
+def kl_penalty(
+    rewards: Rewards, rollouts: Rollouts, reference: ReferenceLogprobs, *, coefficient: Scalars
+) -> TokenRewards: ...
+@node(unit=_kl_unit, work=_kl_work, check=_kl_check)
+def kl_penalty(
+    rewards: Rewards,
+    rollouts: Rollouts,
+    reference: ReferenceLogprobs,
+    *,
+    beta: float | None = None,
+    coefficient: Scalars | None = None,
 ) -> TokenRewards:
     """Take from each token's reward how far the policy has moved from a reference there.
 
@@ -106,6 +143,8 @@ def kl_penalty(
         rollouts: the samples they were given for.
         reference: log-probabilities of the frozen model, packed.
         beta: reward for a nat of divergence.
+        coefficient: the same as one number that changes, as `adapt_kl` does; makes this node wait
+            for the whole batch.
 
     Returns:
         Packed rewards, 0 on prompts. Every sample counts as terminated, also where the token limit
@@ -113,7 +152,7 @@ def kl_penalty(
     """
     packed.same_samples(rewards, rollouts, reference)
     divergence = (rollouts.logprobs - reference.values) * rollouts.mask
-    values = -beta * divergence
+    values = -_weight(beta, coefficient) * divergence
     last, answered = packed.last_positions(rollouts.mask, rollouts.lengths)
     values[last] += rewards.values[answered].to(values.dtype)
     metric("reward/kl", divergence[rollouts.mask])
