@@ -10,6 +10,8 @@ policy = rl.Model("org/policy")
 reference = policy.frozen()
 critic = rl.Model("org/critic", head="value")
 judge = rl.Model("org/judge", head="score")
+refreshed = policy.served("refreshed")
+average = judge.served("average", decay=0.995)
 
 
 def is_correct(answer: str, truth: str) -> float:
@@ -119,6 +121,23 @@ def ppo() -> None:
     rl.sync(rl.train(policy, rollouts, advantages, loss=rl.PPOLoss(), epochs=4), into=policy)
     trained = rl.train(critic, rollouts, returns, old_values=values, loss=rl.ValueLoss(clip=None))
     rl.sync(trained, into=critic)
+
+
+@rl.pipeline
+def adaptive() -> None:
+    rollouts = rl.rollout(policy, rl.dataset("openai/gsm8k", batch=512))
+    against = rl.logprobs(refreshed, rollouts)
+    assert_type(against, rl.ReferenceLogprobs)
+    beta = rl.state(rl.constant(0.05))
+    assert_type(beta, rl.Scalars)
+    rewards = rl.score(average, rollouts)
+    shaped = rl.kl_penalty(rewards, rollouts, against, coefficient=beta)
+    assert_type(shaped, rl.TokenRewards)
+    rl.carry(rl.adapt_kl(beta, rollouts, against, target=6.0, horizon=1e4), into=beta)
+    advantages, _ = rl.gae(shaped, rl.values(critic, rollouts))
+    weights = rl.train(policy, rollouts, advantages, loss=rl.PPOLoss())
+    rl.sync(weights, into=policy)
+    rl.sync(weights, into=refreshed, every=50)
 
 
 env = rl.Env("CartPole-v1", count=8)

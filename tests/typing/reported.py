@@ -39,6 +39,8 @@ def wrong() -> None:
     rl.gae(values, values)  # expect: reportArgumentType
     rl.kl_penalty(rewards, rollouts, rl.logprobs(policy, rollouts), beta=0.1)  # expect: reportArgumentType
     rl.kl_penalty(rewards, rollouts, rl.logprobs(policy.frozen(), rollouts))  # expect: reportCallIssue
+    rl.rollout(policy.served("slow"), prompts)  # expect: reportArgumentType
+    rl.sync(rl.train(policy, rollouts, advantages), into=policy.frozen())  # expect: reportArgumentType
     rl.train(policy.frozen(), rollouts, advantages)  # expect: reportArgumentType
     rl.train(policy, rollouts, rewards)  # expect: reportArgumentType
     rl.train(policy, rollouts, advantages, loss=rl.GRPOLoss(klip=0.2))  # expect: reportCallIssue
