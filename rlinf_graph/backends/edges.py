@@ -72,6 +72,7 @@ class Edges:
     def __init__(self) -> None:
         """No edge holds anything."""
         self._parts: dict[tuple[str, Moment], list[Part]] = defaultdict(list)
+        self._last: tuple[Batch | None, Rows | None, Batch | None] = (None, None, None)
 
     def put(self, edge: str, moment: Moment, rows: Rows, batch: Batch) -> None:
         """Keep a batch that accounts for `rows`.
@@ -106,10 +107,20 @@ class Edges:
             return part.batch
         if np.array_equal(part.index, rows):
             return part.batch
-        if part.first is not None:
-            places = rows - part.first
-            return packed.select(part.batch, places[(places >= 0) & (places < len(part.index))])
-        return _assembled(parts, rows)
+        return self._cut(part, rows) if part.first is not None else _assembled(parts, rows)
+
+    def _cut(self, part: Part, rows: Rows) -> Batch:
+        """Samples of a part in the order of their index.
+
+        Edges that carry the same batch are often cut by the same rows, one after another.
+        """
+        batch, known, made = self._last
+        if batch is part.batch and known is rows and made is not None:
+            return made
+        places = rows - (part.first or 0)
+        made = packed.select(part.batch, places[(places >= 0) & (places < len(part.index))])
+        self._last = (part.batch, rows, made)
+        return made
 
     def drop(self, edge: str, moment: Moment) -> None:
         """Forget a moment of an edge."""

@@ -80,8 +80,14 @@ class Select:
             start, stop = cut(start, stop, at.micro_batch, self.micro_batches)
         rows = span(*((start, stop) if self.balanced else cut(start, stop, at.rank, ranks)))
         if self.permute and at.epoch > 0:
-            return _permutation(seed, at.iteration, at.epoch, total)[rows]
+            return _permuted(seed, at.iteration, at.epoch, total, rows.tobytes())
         return rows
+
+
+@lru_cache(maxsize=256)
+def _permuted(seed: int, iteration: int, epoch: int, total: int, rows: bytes) -> NDArray[np.int64]:
+    """The same array every time, so that what was cut by it can be found again."""
+    return _permutation(seed, iteration, epoch, total)[np.frombuffer(rows, dtype=np.int64)]
 
 
 @lru_cache(maxsize=4096)

@@ -32,12 +32,20 @@ def each_step(batch: SomeBatch) -> SomeBatch:
             column = column[(first[:, None] + np.arange(extra + 1)).reshape(-1)]
         fields[name] = column
     for name in axes["object"]:
-        fields[name] = [getattr(batch, name)[sample] for sample in owner]
-    if isinstance(batch, Transitions):
-        ended = iter([final for finals in batch.finals for final in finals])
-        cut = packed.host(batch.truncated)
-        fields["finals"] = [[next(ended)] if here else [] for here in cut]
+        if isinstance(batch, Transitions) and name == "finals":
+            fields[name] = _finals_of_steps(batch)
+            continue
+        held = getattr(batch, name)
+        fields[name] = [held[sample] for sample in owner.tolist()]
     like = batch.index
     fields["index"] = like.new_ones(total).cumsum(0) - 1
     fields["lengths"] = like.new_ones(total)
     return type(batch)(**fields)
+
+
+def _finals_of_steps(batch: Transitions) -> list[list[Any]]:
+    found: list[list[Any]] = [[] for _ in range(len(packed.host(batch.truncated)))]
+    ended = (final for finals in batch.finals for final in finals)
+    for step in packed.host(batch.truncated).nonzero()[0].tolist():
+        found[step] = [next(ended)]
+    return found

@@ -41,7 +41,9 @@ def dtype_of(name: str, device: torch.device, *, small: bool) -> torch.dtype:
 
 
 def moved(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    """The batch with its tensors on the device."""
+    """The batch with its tensors on the device; batches on edges are in the host's memory."""
+    if device.type == "cpu" and batch.samples.index.device.type == "cpu":
+        return batch
     tensors = {
         field.name: value.to(device)
         for field in dataclasses.fields(batch)

@@ -70,9 +70,12 @@ class Training:
         Raises:
             CompileError: RG0605, for a gradient norm that is no finite number.
         """
-        torch._foreach_div_(list(self.gradients().values()), weight or 1.0)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
+        gradients = list(self.gradients().values())
+        torch._foreach_div_(gradients, weight or 1.0)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
+        norm = float(torch.nn.utils.get_total_norm(gradients))
         limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit))
+        if limit / (norm + 1e-6) < 1:
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]  likewise
         if not math.isfinite(norm):
             raise fail(
                 "RG0605",
