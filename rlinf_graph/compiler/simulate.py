@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.compiler.cost import CostModel
+from rlinf_graph.compiler.cost.constants import STEP_SECONDS
 from rlinf_graph.compiler.lower import cadence, is_host
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, Node
@@ -85,7 +86,7 @@ class SimulatedMachine:
                 return 0.0
             processes = self.plan.host.get(node.name, 1)
             seconds = self.costs.host(node, processes, self.cluster.groups[0]).seconds
-            return seconds / runs / every
+            return seconds / runs / every + self._more_s(node, group, runs)
         settings, devices = self.plan.settings(node.name), self.plan.devices(node.name)
         match instruction:
             case Run():
@@ -103,6 +104,11 @@ class SimulatedMachine:
                 return self.sync_seconds(group, model, method) / every
             case _:
                 return 0.0
+
+    def _more_s(self, node: Node, group: WorkerGroup, runs: int) -> float:
+        """What more chunks than one in each step of a loop cost a host node."""
+        more = STEP_SECONDS * node.steps * (group.chunks - 1)
+        return more / runs if node.region else 0.0
 
     def sync_seconds(self, group: WorkerGroup, model: str, method: str) -> float:
         """Seconds of one delivery of weights, spread over the iterations of an evaluation."""

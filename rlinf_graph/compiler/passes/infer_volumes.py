@@ -51,13 +51,22 @@ def _loop(graph: Graph, region: str) -> Loop:
 
 
 def _of_region(outputs: tuple[str, ...], loop: Loop, known: dict[str, Node]) -> tuple[Volume, ...]:
-    """The last value as one step has it; of what left in every step, longer samples."""
+    """The last value; of what left in every step, longer samples."""
     sources = (loop.carried, *loop.emitted)
     made = [known[source.node].volume[source.output] for source in sources]
     return tuple(
-        _joined(volume, loop) if place and _runs_along_steps(kind) else volume
+        _joined(volume, loop) if place and _runs_along_steps(kind) else _last(volume, loop, place)
         for place, (volume, kind) in enumerate(zip(made, outputs, strict=True))
     )
+
+
+def _last(volume: Volume, loop: Loop, place: int) -> Volume:
+    """A value that grows by a turn in each step, as dialogs do; others stay as they are."""
+    prompt = volume.prompt_tokens
+    if place or not prompt or not loop.until:
+        return volume
+    grown = tuple(prompt + (q - prompt) * loop.expected for q in volume.lengths.quantiles)
+    return replace(volume, lengths=Lengths(grown, volume.lengths.origin))
 
 
 def _runs_along_steps(kind: str) -> bool:

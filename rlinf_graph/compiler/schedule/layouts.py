@@ -13,7 +13,6 @@ from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import NodePlan, Parallel
 
-
 GRAIN = 1e-3
 """Of a device's memory: layouts that save less are not worth their time."""
 
