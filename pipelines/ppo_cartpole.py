@@ -1,4 +1,4 @@
-"""PPO on CartPole: an actor and a critic, small networks, and the environment in a worker of its own.
+"""PPO on CartPole: an actor and a critic, both small networks, and environments in a worker.
 
 rlinf-graph compile pipelines/ppo_cartpole.py --explain
 rlinf-graph run pipelines/ppo_cartpole.py --iterations 100 --backend ray

@@ -170,3 +170,5 @@ def test_two_readers_that_share_an_engine_take_a_version_once(tmp_path: Path) ->
         engines.adopt(group, 0, awaited, 1, new)
     held = engines.of(group, 0)["model"].weights()
     assert worst(held, {name: value + 0.5 for name, value in first.items()}) <= 1e-12
+    assert engines.due(group, 0, awaited, 3) == [2, 3]
+    assert engines.due(group, 0, replace(awaited, every=2), 5) == [2, 4]
