@@ -183,9 +183,9 @@ def test_a_declared_batch_type_travels_on_an_edge() -> None:
 
     assert Grades(index=torch.arange(1), group=torch.arange(1), marks=["A"]).marks == ["A"]
 
-    def grade(rollouts):  # type: ignore[no-untyped-def]  annotated below
+    def graded(rollouts):  # type: ignore[no-untyped-def]  annotated below
         return Grades(index=rollouts.index, group=rollouts.group, marks=rollouts.responses)
 
-    grade.__annotations__ = {"rollouts": rl.Rollouts, "return": Grades}
-    assert rl.node(grade)(make_rollouts(["B"])).marks == ["B"]
-    assert node_types()["grade"].outputs == ("Grades",)
+    graded.__annotations__ = {"rollouts": rl.Rollouts, "return": Grades}
+    assert rl.node(graded)(make_rollouts(["B"])).marks == ["B"]
+    assert node_types()["graded"].outputs == ("Grades",)
