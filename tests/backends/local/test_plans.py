@@ -92,3 +92,20 @@ def test_staleness_is_exact_and_no_sample_is_older(tmp_path: Path) -> None:
     _texts, _weights, records = carry_out(ready)
     versions = [{s["version"] for s in r.samples} for r in records]
     assert versions == [{0}, {0}, {1}, {2}, {3}]
+
+
+@pytest.mark.parametrize(
+    "more", [{"balanced": True}, {"micro_tokens": 40}, {"balanced": True, "micro_tokens": 40}]
+)
+def test_cutting_by_length_gives_the_same_weights(
+    more: dict[str, Any], reference: Any, tmp_path: Path
+) -> None:
+    """Data-parallel ranks with equal tokens, and calls of few tokens, divide the same sums."""
+    ready = compiled("collocated", tmp_path)
+    train = ready.plan.settings("train policy").model_copy(update=more)
+    assert train.parallel.dp > 1
+    plan = ready.plan.model_copy(update={"nodes": ready.plan.nodes | {"train policy": train}})
+    pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
+    texts, weights, _ = carry_out(compile_pipeline(pipeline, ready.cluster, plan=plan))
+    assert texts == reference[0]
+    assert max(float((weights[k] - v).abs().max()) for k, v in reference[1].items()) <= 1e-9
