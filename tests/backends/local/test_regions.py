@@ -42,7 +42,8 @@ def emitted(events: Any) -> Counter[Any]:
     return Counter((event.kind, event.group, event.at) for event in events)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.timeout(600)  # one that is raised inside an example would be taken for its failure
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(programs.programs, st.booleans(), st.sampled_from([1, 2, 4]))
 def test_a_random_pipeline_computes_what_its_statements_say(
     ops: tuple[Op, ...], keeps: bool, groups: int
