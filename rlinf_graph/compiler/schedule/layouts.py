@@ -14,7 +14,7 @@ from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import NodePlan, Parallel
 
 GRAIN = 1e-3
-"""Of a device's memory: layouts that save less are not worth their time."""
+"""Of a device's memory, by default."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class Option:
 
 @dataclass
 class Layouts:
-    """Options of the nodes of one graph on one cluster, worked out once."""
+    """Options of the nodes of one graph on one cluster, worked out once; `grain` as in `Search`."""
 
     graph: Graph
     cluster: Cluster
     costs: CostModel
     pins: dict[str, Pin]
+    grain: float = GRAIN
     _known: dict[tuple[str, int, int], list[Option]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # inferred from the annotation
 
     def options(self, name: str, devices: tuple[int, ...], chunks: int) -> list[Option]:
@@ -76,7 +77,7 @@ class Layouts:
             for settings in self._settings(node, used, chunks)
         ]
         memory = min(self.cluster.group_of(device).device.memory for device in devices)
-        return _pareto(made, GRAIN * memory)
+        return _pareto(made, self.grain * memory)
 
     def _settings(self, node: Node, devices: int, chunks: int) -> Iterator[NodePlan]:
         tp = self.pins.get(node.name, Pin()).tp or 1

@@ -10,7 +10,7 @@ from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.lower import cadence, is_host, lower, works
 from rlinf_graph.compiler.schedule.bound import Bounds
 from rlinf_graph.compiler.schedule.candidate import Candidate, host_processes, to_plan
-from rlinf_graph.compiler.schedule.layouts import Layouts
+from rlinf_graph.compiler.schedule.layouts import GRAIN, Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
 from rlinf_graph.compiler.schedule.pins import Pin, read_pins
 from rlinf_graph.compiler.schedule.shortage import no_plan_fits
@@ -77,13 +77,17 @@ class Found:
 
 @dataclass
 class Search:
-    """One search. `limit_s` bounds the enumeration and the simulation, each."""
+    """One search. `limit_s` bounds the enumeration and the simulation, each.
+
+    Layouts that save less than `grain` of a device's memory are not worth their time.
+    """
 
     graph: Graph
     cluster: Cluster
     costs: CostModel
     limit_s: float = 8.0
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
+    grain: float = GRAIN
 
     def run(self) -> Found:
         """Search.
@@ -117,7 +121,7 @@ class Search:
     def _enumerate(
         self, pins: dict[str, Pin], deadline: float
     ) -> tuple[list[Candidate], dict[str, Infeasible], bool]:
-        layouts = Layouts(self.graph, self.cluster, self.costs, pins)
+        layouts = Layouts(self.graph, self.cluster, self.costs, pins, self.grain)
         bounds = Bounds(self.graph, self._sync_seconds, self._host_seconds())
         candidates: list[Candidate] = []
         infeasible: dict[str, Infeasible] = {}
