@@ -1,9 +1,11 @@
 """The processes around programs: who ends with whom, which user, and when nothing is executed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,11 +36,25 @@ def walls(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
     assert lasting(template(request.param)) == set()
 
 
-def script(code: str, *arguments: str, python: str = sys.executable, **how: Any) -> Any:
+@pytest.fixture
+def for_all() -> Iterator[Path]:
+    """A copy of the package that every user may read, wherever the repository lies."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        shutil.copytree(ROOT / "rlinf_graph", folder / "rlinf_graph")
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def script(
+    code: str, *arguments: str, python: str = sys.executable, root: Path = ROOT, **how: Any
+) -> Any:
     """Another process that uses the package."""
     head = "import sys; sys.path.insert(0, sys.argv[1])\n"
     head += "from rlinf_graph.nodes.sandbox import Sandbox, run_code\n"
-    command = [python, "-B", "-c", head + textwrap.dedent(code), str(ROOT), *arguments]
+    command = [python, "-B", "-c", head + textwrap.dedent(code), str(root), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/", **how)
 
 
@@ -118,7 +134,7 @@ def test_a_forked_process_has_a_template_of_its_own(walls: tuple[str, ...]) -> N
     assert said(script(code, " ".join(walls))) == "1\n2\n2\n3\n"
 
 
-def test_an_ordinary_user(tmp_path: Path) -> None:
+def test_an_ordinary_user(tmp_path: Path, for_all: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("this is an ordinary user already: every other test is of one")
     places = [os.path.realpath(sys.executable), "/usr/bin/python3"]
@@ -143,7 +159,7 @@ def test_an_ordinary_user(tmp_path: Path) -> None:
     }
     tmp_path.chmod(0o777)
     who = {"user": NOBODY, "group": NOBODY, "extra_groups": ()}
-    lines = said(script(code, *programs, python=python, **who)).splitlines()
+    lines = said(script(code, *programs, python=python, root=for_all, **who)).splitlines()
     assert lines == [f"{w} {status}" for w in WALLS for status in programs.values()] + ["processes"]
 
 

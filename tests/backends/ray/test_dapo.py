@@ -133,8 +133,10 @@ def test_local_gives_the_same_wherever_nodes_are(
 
 @pytest.mark.parametrize(
     ("variant", "devices", "given"),
-    [("refilled", 3, APART), ("rounds do not suffice", 2, SHARED)],
-    ids=["apart", "shared"],
+    [
+        pytest.param("refilled", 3, APART, id="apart"),
+        pytest.param("rounds do not suffice", 2, SHARED, id="shared", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_give_what_one_process_gives(
     variant: str,

@@ -19,7 +19,11 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.mark.parametrize(
-    "pins", [{"reply": "0", "train": "1"}, {"reply": "0-1", "train": "0-1"}], ids=["apart", "both"]
+    "pins",
+    [
+        pytest.param({"reply": "0", "train": "1"}, id="apart"),
+        pytest.param({"reply": "0-1", "train": "0-1"}, id="both", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_hold_the_same_dialogs(
     pins: dict[str, str], cores: Callable[..., Cluster], tmp_path: Path, seats: dict[int, Seat]

@@ -76,10 +76,14 @@ def test_groups_change_nothing(groups: int, reference: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("groups", "pins"),
     [
-        (1, {"act": "0", "train policy": "0", "values": "1", "train critic": "1"}),
-        (2, {"act": "0-1", "train policy": "0-1"}),
+        pytest.param(
+            1,
+            {"act": "0", "train policy": "0", "values": "1", "train critic": "1"},
+            id="apart",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(2, {"act": "0-1", "train policy": "0-1"}, id="spread"),
     ],
-    ids=["apart", "spread"],
 )
 def test_workers_live_through_the_same(
     groups: int,
