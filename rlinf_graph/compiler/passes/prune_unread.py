@@ -14,8 +14,13 @@ def prune_unread(graph: Graph) -> Graph:
     """Drop nodes that only produce batches which no other node takes, and unused models."""
     nodes = _without_unused_inputs(graph.nodes)
     while True:
-        read = {source.node for node in nodes for source in _taken(node)}
-        kept = tuple(node for node in nodes if node.name in read or _acts(node))
+        left = {node.name for node in nodes}
+        read = _read(graph, nodes)
+        kept = tuple(
+            node
+            for node in nodes
+            if (node.name in read or _acts(node)) and (not node.region or node.region in left)
+        )
         if len(kept) == len(nodes):
             break
         nodes = kept
@@ -24,6 +29,16 @@ def prune_unread(graph: Graph) -> Graph:
     known = {name for node in nodes for _param, name in node.envs} | {m.env for m in models}
     envs = tuple(env for env in graph.envs if env.name in known)
     return replace(graph, nodes=nodes, models=models, envs=envs)
+
+
+def _read(graph: Graph, nodes: tuple[Node, ...]) -> set[str]:
+    """The nodes that others read, and the loops in which something acts.
+
+    A loop is not read by its own body, which takes what the loop carries.
+    """
+    around = {node.name: graph.regions_of(node.name) for node in nodes}
+    read = {s.node for node in nodes for s in _taken(node) if s.node not in around[node.name]}
+    return read | {region for node in nodes if _acts(node) for region in around[node.name]}
 
 
 def _taken(node: Node) -> Iterator[Source]:

@@ -79,6 +79,18 @@ def test_a_loop_has_as_many_steps_as_its_longest_sample_and_no_more_than_its_len
     assert min(v for _i, v in values) > 0.9
 
 
+def test_a_loop_that_nobody_reads_goes_with_the_loops_inside_it() -> None:
+    inner = Op("loop", (0,), length=4, body=(Op("scaled", (0,), 0.75), Op("scaled", (0,), 0.5)))
+    unread = Op(
+        "loop", (0,), length=2, body=(Op("scaled", (0,), 0.25), inner, Op("scaled", (0,), 0.5))
+    )
+    ops = (Op("scaled", (0,), 1.0), unread, Op("scaled", (1,), 1.0))
+    ready = compiled(ops, keeps=False, groups=1)
+    assert [n.name for n in ready.graph.nodes if n.region or n.loop] == []
+    run(ready.program, ready.graph, ready.plan, ready.cluster, iterations=1, seed=1)
+    assert programs.seen[0] == expected(ops, keeps=False, iterations=1)[0]
+
+
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
     programs.seen.clear()
