@@ -2,10 +2,12 @@
 
     python benchmarks/estimate_vs_measured.py [--rounds N] [--iterations N] [--json OUT]
 
-In every round the pipeline of `benchmarks/plans` is profiled, and then each plan runs, one after
-another: `collocated`, `disaggregated` and `hybrid`; and with other sizes, for which the two sides
-take about the same time, `fresh` and `stale`, which differ in staleness only. An estimate is the
-median over the profiles; a measurement that over all iterations but the first of each run.
+In every round each plan of `benchmarks/plans` has its turn: the pipeline is profiled, and then the
+plan runs: `collocated`, `disaggregated` and `hybrid`; and with other sizes, for which the two sides
+take about the same time, `fresh` and `stale`, which differ in staleness only. A ratio is that of
+one profile's estimate to the median iteration of the run right after it, without the first
+iteration; what is quoted is the median over the rounds. A shared machine may be half as fast from
+one minute to the next: only what was measured together can be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import datetime
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -47,17 +48,27 @@ class Plan:
 
     Attributes:
         estimated: by kind, one for each round.
-        measured: of every iteration that counts.
+        measured: in each round, of every iteration that counts.
     """
 
     estimated: dict[str, list[float]] = field(
         default_factory=lambda: defaultdict[str, list[float]](list)
     )
-    measured: list[float] = field(default_factory=list[float])
+    measured: list[list[float]] = field(default_factory=list[list[float]])
 
     def estimate(self, kind: str) -> float:
         """The median over the rounds."""
         return median(self.estimated[kind])
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of all iterations that count."""
+        return [seconds for each in self.measured for seconds in each]
+
+    def ratio(self, kind: str) -> float:
+        """Estimate to measurement of the same round; the median over the rounds."""
+        pairs = zip(self.estimated[kind], self.measured, strict=True)
+        return median(estimate / median(seconds) for estimate, seconds in pairs)
 
 
 def main() -> None:
@@ -71,10 +82,11 @@ def main() -> None:
     found: dict[str, Plan] = defaultdict(Plan)
     for _round in range(options.rounds):
         for names, sizes in SIZES.items():
-            for name, compiled, estimates in prepared(names, sizes, cluster):
+            for name in names:
+                compiled, estimates = prepared(name, sizes, cluster)
                 for kind, seconds in estimates.items():
                     found[name].estimated[kind].append(seconds)
-                found[name].measured += measured(compiled, options.iterations)
+                found[name].measured.append(measured(compiled, options.iterations))
     result = compare(found)
     print(text(result))
     if options.json:
@@ -82,19 +94,18 @@ def main() -> None:
 
 
 def prepared(
-    names: tuple[str, ...], sizes: dict[str, Any], cluster: Cluster
-) -> Iterator[tuple[str, Compiled, dict[str, float]]]:
-    """Each plan, compiled with a fresh profile, and its estimates by kind."""
+    name: str, sizes: dict[str, Any], cluster: Cluster
+) -> tuple[Compiled, dict[str, float]]:
+    """A plan, compiled with a fresh profile, and its estimates by kind."""
     pipeline, _others = load_pipeline(str(PLANS / "pipeline.py"))
     profile = profile_pipeline(pipeline, cluster, parameters=sizes).profile
     used: dict[str, Profile | None] = {"roofline": None, "profiled": profile}
-    for name in names:
-        given = plans.loads((PLANS / f"{name}.json").read_text(), name)
-        compiled = {
-            kind: compile_pipeline(pipeline, cluster, plan=given, parameters=sizes, profile=by)
-            for kind, by in used.items()
-        }
-        yield name, compiled["profiled"], {k: explain(c).seconds for k, c in compiled.items()}
+    given = plans.loads((PLANS / f"{name}.json").read_text(), name)
+    compiled = {
+        kind: compile_pipeline(pipeline, cluster, plan=given, parameters=sizes, profile=by)
+        for kind, by in used.items()
+    }
+    return compiled["profiled"], {k: explain(c).seconds for k, c in compiled.items()}
 
 
 def measured(compiled: Compiled, iterations: int) -> list[float]:
@@ -109,18 +120,18 @@ def compare(found: dict[str, Plan]) -> dict[str, Any]:
     rows = [
         {
             "plan": name,
-            "iterations": len(plan.measured),
+            "iterations": len(plan.seconds),
             "estimated_s": {kind: plan.estimate(kind) for kind in KINDS},
-            "measured_median_s": median(plan.measured),
-            "measured_quartiles_s": quantiles(plan.measured, n=4),
-            "ratios": {kind: plan.estimate(kind) / median(plan.measured) for kind in KINDS},
+            "measured_median_s": median(plan.seconds),
+            "measured_quartiles_s": quantiles(plan.seconds, n=4),
+            "ratios": {kind: plan.ratio(kind) for kind in KINDS},
             "estimates_s": plan.estimated,
             "seconds": plan.measured,
         }
         for name, plan in found.items()
     ]
     fresh, stale = (found[name] for name in BALANCED)
-    gained = median(fresh.measured) / median(stale.measured)
+    gained = median(fresh.seconds) / median(stale.seconds)
     estimated = {kind: fresh.estimate(kind) / stale.estimate(kind) for kind in KINDS}
     return {
         "date": datetime.date.today().isoformat(),

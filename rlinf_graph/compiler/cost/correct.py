@@ -29,14 +29,20 @@ DEVICE_KINDS: tuple[Kind, ...] = ("chunk", "accumulate", "optimizer_step")
 
 @dataclass(frozen=True)
 class Corrector:
-    """A node's corrections by kind of instruction; where there is none, nothing changes."""
+    """A node's corrections by kind of instruction; where there is none, nothing changes.
+
+    Attributes:
+        found: the corrections.
+        ranks: data-parallel ranks, which wait for one another.
+    """
 
     found: Mapping[Kind, Correction] = field(default_factory=dict[Kind, Correction])
+    ranks: int = 1
 
     def __call__(self, kind: Kind, parts: Parts) -> Parts:
         """The parts of one instruction, corrected."""
         made = self.found.get(kind)
-        return made.parts(parts) if made else parts
+        return made.parts(parts, self.ranks) if made else parts
 
     def covers(self, *kinds: Kind) -> bool:
         """Whether all of these have been measured."""
@@ -51,8 +57,8 @@ class Corrections:
     models: Mapping[str, ModelDef]
     shapes: Mapping[str, ModelShape]
     profile: Profile | None
-    _known: dict[tuple[str, tuple[int, ...], str], Corrector] = field(
-        default_factory=dict[tuple[str, tuple[int, ...], str], Corrector], compare=False
+    _known: dict[tuple[str, tuple[int, ...], str, int], Corrector] = field(
+        default_factory=dict[tuple[str, tuple[int, ...], str, int], Corrector], compare=False
     )
 
     def subject(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Subject:
@@ -73,13 +79,14 @@ class Corrections:
         """The corrections of a device node."""
         if self.profile is None:
             return Corrector()
-        key = (node.name, tuple(devices), settings.engine)
+        ranks = settings.parallel.dp
+        key = (node.name, tuple(devices), settings.engine, ranks)
         if key not in self._known:
             subject = self.subject(node, devices, settings)
             found: dict[Kind, Correction] = {
                 kind: made for kind in DEVICE_KINDS if (made := self.profile.find(subject, kind))
             }
-            self._known[key] = Corrector(found)
+            self._known[key] = Corrector(found, ranks)
         return self._known[key]
 
     def host(self, node: Node) -> Correction | None:

@@ -19,6 +19,9 @@ from rlinf_graph.ir.work import Forward, Generate, HostWork, Lengths, Train
 
 Array = NDArray[np.float64]
 DEVICE = (0,)
+QUARTILES = 1.349
+"""Standard deviations between the quartiles of a normal distribution."""
+
 SAME_SIZE = 0.01
 """Estimates that differ by less are of one size: they cannot tell overhead from factor."""
 
@@ -76,6 +79,18 @@ def residual(line: tuple[float, float], x: Array, y: Array) -> float:
     return float(np.sqrt(np.mean(((line[0] + line[1] * x) / y - 1) ** 2)))
 
 
+def spread(measurements: Sequence[Measurement]) -> float:
+    """Standard deviation of the logarithm of seconds, each against the median of its size.
+
+    From the quartiles, which a repetition that something else disturbed does not move.
+    """
+    apart = [np.log(np.asarray(m.seconds) / m.median) for m in measurements if m.median > 0]
+    if not apart:
+        return 0.0
+    low, high = np.quantile(np.concatenate(apart), (0.25, 0.75))
+    return float(high - low) / QUARTILES
+
+
 def estimate_of(costs: CostModel, made: Measurement) -> float:
     """What the cost model says of the very work that was measured, in seconds."""
     node = costs.graph.node(made.node)
@@ -122,6 +137,7 @@ def _fitted(costs: CostModel, subject: Subject, kind: Kind, same: list[Measureme
         overhead_s=line[0],
         factor=line[1],
         residual=residual(line, np.asarray(x), np.asarray(y)),
+        spread=spread([m for m, _ in pairs]),
         measurements=len(pairs),
     )
     return Fitted(correction, tuple(pairs))

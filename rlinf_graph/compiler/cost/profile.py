@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from statistics import NormalDist
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -65,6 +67,8 @@ class Correction(Form):
         overhead_s: seconds of each instruction.
         factor: without a unit.
         residual: root mean square of the fit's relative errors.
+        spread: of one time the work is done against the next, as the standard deviation of the
+            logarithm of its seconds.
         measurements: how many sizes it was fitted to.
     """
 
@@ -73,19 +77,35 @@ class Correction(Form):
     overhead_s: float = Field(ge=0)
     factor: float = Field(ge=0)
     residual: float = Field(default=0.0, ge=0)
+    spread: float = Field(default=0.0, ge=0)
     measurements: int = Field(default=1, ge=1)
 
     def seconds(self, estimate: float) -> float:
         """What it takes by measurement."""
         return self.overhead_s + self.factor * estimate
 
-    def parts(self, parts: Parts) -> Parts:
-        """Seconds by cause; communication stays as it was, which one device cannot show."""
+    def parts(self, parts: Parts, ranks: int = 1) -> Parts:
+        """Seconds by cause; communication stays as it was, which one device cannot show.
+
+        Of `ranks` that do a part each and have to wait for one another, the slowest counts.
+        """
         made = {
             cause: seconds if cause.endswith(NOT_SCALED) else seconds * self.factor
             for cause, seconds in parts.items()
         }
-        return made | {"overhead": self.overhead_s}
+        made["overhead"] = self.overhead_s
+        if ranks > 1 and self.spread:
+            work = sum(s for cause, s in made.items() if not cause.endswith(NOT_SCALED))
+            made["slowest rank"] = work * (self.slowest(ranks) - 1)
+        return made
+
+    def slowest(self, ranks: int) -> float:
+        """The median of the longest of so many times, by that of one.
+
+        Times whose logarithm is normal: all of `ranks` are below the quantile `p` with probability
+        `p ** ranks`, which is a half at `p = 0.5 ** (1 / ranks)`.
+        """
+        return math.exp(self.spread * NormalDist().inv_cdf(0.5 ** (1 / ranks)))
 
 
 class Machine(Form):

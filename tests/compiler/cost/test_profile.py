@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost import profile as profiles
-from rlinf_graph.compiler.cost.fit import estimate_of, fit_all, fit_line
-from rlinf_graph.compiler.cost.profile import Correction, Machine, Profile, versions_here
+from rlinf_graph.compiler.cost.fit import estimate_of, fit_all, fit_line, spread
+from rlinf_graph.compiler.cost.profile import Correction, Machine, Profile, Subject, versions_here
 from rlinf_graph.compiler.explain import explain
 from rlinf_graph.compiler.passes import run_passes
 from rlinf_graph.ir.cluster import Cluster
@@ -137,6 +138,22 @@ def test_corrections_apply_to_every_instruction(
     whole = corrected.node(train, (0,), settings)
     assert whole.seconds == pytest.approx(2 * (4 * corrected_call + step))
     assert sum(value for _, value in whole.parts) == pytest.approx(whole.seconds)
+
+
+def test_of_ranks_that_wait_for_one_another_the_slowest_counts() -> None:
+    draws = np.random.Generator(np.random.Philox(key=7)).normal(0.0, 0.2, (20_000, 4))
+    seconds = tuple(np.exp(draws[:, 0]).tolist())
+    measured_ = Measurement(node="n", kind="chunk", samples=1, seconds=seconds)
+    assert spread([measured_]) == pytest.approx(0.2, rel=0.05)
+    made = Correction(
+        subject=Subject("rollout"), kind="chunk", overhead_s=1.0, factor=2.0, spread=0.2
+    )
+    assert made.slowest(1) == 1.0
+    assert made.slowest(4) == pytest.approx(np.median(np.exp(draws.max(axis=1))), rel=0.02)
+    alone, together = (made.parts({"decode": 3.0, "all-reduce": 9.0}, ranks) for ranks in (1, 4))
+    work = 1.0 + 2.0 * 3.0
+    assert sum(alone.values()) == pytest.approx(work + 9.0)
+    assert sum(together.values()) == pytest.approx(work * made.slowest(4) + 9.0)
 
 
 def test_what_was_measured_says_so(graph: Graph, cluster: Cluster, profile: Profile) -> None:
