@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
-from rlinf_graph.ir.position import Moment
+from rlinf_graph.ir.position import Moment, order_of
 
 Rows = NDArray[np.int64]
 
@@ -45,7 +45,7 @@ class Part:
 
 def index_of(batch: Batch) -> Rows:
     """The indices of a batch's samples."""
-    return np.asarray(batch.index.cpu(), dtype=np.int64)
+    return packed.host(batch.index)
 
 
 def require_share(rows: Rows, index: Rows) -> bool:
@@ -73,6 +73,7 @@ class Edges:
         """No edge holds anything."""
         self._parts: dict[tuple[str, Moment], list[Part]] = defaultdict(list)
         self._last: tuple[Batch | None, Rows | None, Batch | None] = (None, None, None)
+        self._ordered: dict[tuple[str, Moment], tuple[Rows, packed.Runs[Batch]]] = {}
 
     def put(self, edge: str, moment: Moment, rows: Rows, batch: Batch) -> None:
         """Keep a batch that accounts for `rows`.
@@ -107,7 +108,20 @@ class Edges:
             return part.batch
         if np.array_equal(part.index, rows):
             return part.batch
-        return self._cut(part, rows) if part.first is not None else _assembled(parts, rows)
+        if part.first is None:
+            return _assembled(parts, rows)
+        order, start = order_of(rows)
+        if order is not rows and part.first == 0 and len(order) == len(part.index):
+            return self._in_order((edge, moment), part, order)(start, start + len(rows))
+        return self._cut(part, rows)
+
+    def _in_order(self, place: tuple[str, Moment], part: Part, order: Rows) -> packed.Runs[Batch]:
+        """All samples in the order of an epoch, of which its minibatches are runs."""
+        known = self._ordered.get(place)
+        if known is None or known[0] is not order:
+            known = order, packed.Runs(packed.select(part.batch, order))
+            self._ordered[place] = known
+        return known[1]
 
     def _cut(self, part: Part, rows: Rows) -> Batch:
         """Samples of a part in the order of their index.
@@ -125,6 +139,7 @@ class Edges:
     def drop(self, edge: str, moment: Moment) -> None:
         """Forget a moment of an edge."""
         self._parts.pop((edge, moment), None)
+        self._ordered.pop((edge, moment), None)
 
 
 def _assembled(parts: list[Part], rows: Rows) -> Batch:

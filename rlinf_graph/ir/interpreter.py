@@ -124,7 +124,8 @@ class _Queue:
         """Samples have arrived."""
         if len(rows) == self.channel.samples:
             self.whole[moment] = time
-        self.arrived[moment][rows] = time
+        else:
+            self.arrived[moment][rows] = time
 
     def has(self, moment: Moment, rows: NDArray[np.int64]) -> bool:
         """Whether all of these samples have arrived."""
@@ -168,6 +169,7 @@ class Interpreter:
         self.events: list[Event] = []
         self.clock: dict[tuple[str, int], float] = defaultdict(float)
         self.first = 0
+        self._ranks = {g.name: 1 if one_rank else g.ranks for g in program.groups}
         self._versions: dict[str, dict[int, float]] = defaultdict(dict[int, float])
         self._queues = {c.edge: _Queue(c, self.ranks(c.target)) for c in program.channels}
         self._rings = {ring.name: _RingState(ring) for ring in program.rings}
@@ -179,7 +181,7 @@ class Interpreter:
 
     def ranks(self, group: str) -> int:
         """How many processes stand for a group."""
-        return 1 if self.one_rank else self.program.group(group).ranks
+        return self._ranks[group]
 
     def run(self, iterations: int, first: int = 0) -> list[Event]:
         """Interpret `iterations` iterations and return their events in the order they ended.

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -30,14 +30,39 @@ def select(batch: SomeBatch, rows: Sequence[int] | np.ndarray[Any, Any] | slice)
     Raises:
         IndexError: for a position that the batch does not have.
     """
-    wanted = rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
-    chosen = np.arange(len(batch))[wanted]
+    if isinstance(rows, slice):
+        start, stop, step = rows.indices(len(batch))
+        if step == 1:
+            return _run(batch, start, max(start, stop))
+        rows = range(start, stop, step)
+    chosen = np.arange(len(batch))[np.asarray(rows, dtype=np.int64)]
     if not len(chosen):
         return _run(batch, 0, 0)
     start, stop = int(chosen[0]), int(chosen[-1]) + 1
     if stop - start == len(chosen) and chosen.tobytes() == np.arange(start, stop).tobytes():
         return _whole(batch) if len(chosen) == len(batch) else _run(batch, start, stop)
     return _scattered(batch, chosen)
+
+
+class Runs(Generic[SomeBatch]):
+    """Neighbouring samples of one batch, again and again; they share its memory."""
+
+    def __init__(self, batch: SomeBatch) -> None:
+        """Add up its lengths once."""
+        self.batch = batch
+        axes = columns(type(batch))
+        self._plain = [(n, getattr(batch, n)) for n in (*axes["sample"], *axes["object"])]
+        self._packed = [(n, getattr(batch, n), extra) for n, extra in axes["token"].items()]
+        lengths = _lengths(batch) if self._packed else np.zeros(0, dtype=np.int64)
+        self._before: list[int] = [0, *np.cumsum(lengths).tolist()]
+
+    def __call__(self, start: int, stop: int) -> SomeBatch:
+        """The samples from `start` to before `stop`."""
+        fields: dict[str, Any] = {name: column[start:stop] for name, column in self._plain}
+        for name, column, extra in self._packed:
+            first, last = self._before[start], self._before[stop]
+            fields[name] = column[first + extra * start : last + extra * stop]
+        return type(self.batch)(**fields)
 
 
 def concat(batches: Sequence[SomeBatch]) -> SomeBatch:
@@ -129,7 +154,7 @@ def columns(kind: type[Batch]) -> dict[str, dict[str, int]]:
 
 def host(tensor: Any) -> np.ndarray[Any, Any]:
     """The values of a tensor of any device as a numpy array."""
-    return np.asarray(tensor.cpu() if hasattr(tensor, "cpu") else tensor)
+    return tensor.cpu().numpy() if hasattr(tensor, "cpu") else np.asarray(tensor)
 
 
 def take(batch: Batch, names: Iterable[str], rows: Rows) -> dict[str, Any]:
@@ -148,6 +173,9 @@ def positions(lengths: Rows, extra: int, rows: Rows, last: Any = True) -> Rows:
         rows: int64 `(k,)`, positions in `lengths`.
         last: bool `(k,)` or one bool: which of them bring their extra values.
     """
+    if last is True and len(lengths) and (lengths == lengths[0]).all():
+        size = int(lengths[0]) + extra
+        return (rows[:, None] * size + np.arange(size)).reshape(-1)
     stored = lengths + extra
     starts = np.cumsum(stored) - stored
     return _ranges(starts[rows], lengths[rows] + extra * last)

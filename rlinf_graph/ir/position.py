@@ -78,16 +78,29 @@ class Select:
         start, stop = cut(0, total, index, self.count)
         if self.part is Part.MINIBATCH:
             start, stop = cut(start, stop, at.micro_batch, self.micro_batches)
-        rows = span(*((start, stop) if self.balanced else cut(start, stop, at.rank, ranks)))
+        start, stop = (start, stop) if self.balanced else cut(start, stop, at.rank, ranks)
         if self.permute and at.epoch > 0:
-            return _permuted(seed, at.iteration, at.epoch, total, rows.tobytes())
-        return rows
+            return _permuted(seed, at.iteration, at.epoch, total, start, stop)
+        return span(start, stop)
+
+
+def order_of(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """The order that rows are a part of, and where in it they begin; they themselves, if of none.
+
+    What an epoch takes in one order can be brought into it once.
+    """
+    order = rows.base
+    if not isinstance(order, np.ndarray) or order.dtype != rows.dtype or not rows.flags.contiguous:
+        return rows, 0
+    return order, (rows.ctypes.data - order.ctypes.data) // rows.itemsize
 
 
 @lru_cache(maxsize=256)
-def _permuted(seed: int, iteration: int, epoch: int, total: int, rows: bytes) -> NDArray[np.int64]:
+def _permuted(
+    seed: int, iteration: int, epoch: int, total: int, start: int, stop: int
+) -> NDArray[np.int64]:
     """The same array every time, so that what was cut by it can be found again."""
-    return _permutation(seed, iteration, epoch, total)[np.frombuffer(rows, dtype=np.int64)]
+    return _permutation(seed, iteration, epoch, total)[start:stop]
 
 
 @lru_cache(maxsize=4096)
@@ -101,7 +114,9 @@ def span(start: int, stop: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=64)
 def _permutation(seed: int, iteration: int, epoch: int, total: int) -> NDArray[np.int64]:
     key = np.random.Philox(key=seed, counter=[iteration, epoch, 0, 0])
-    return np.random.Generator(key).permutation(total)
+    order = np.random.Generator(key).permutation(total)
+    order.flags.writeable = False
+    return order
 
 
 def cut(start: int, stop: int, index: int, parts: int) -> tuple[int, int]:

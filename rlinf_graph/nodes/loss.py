@@ -166,7 +166,7 @@ class GRPOLoss:
             loss = loss * (old - behaviour).exp().clamp(max=self.truncate)
         if batch.reference is not None:
             reference = _own(batch.reference, batch)
-            emit(metrics, "train/kl", kl_estimate(logprobs, reference, "k3"))
+            emit(metrics, "train/kl", kl_estimate(logprobs.detach(), reference, "k3"))
             if self.kl:
                 loss = loss + self.kl * kl_estimate(logprobs, reference, self.kl_estimator)
         if outputs.entropy is not None:
@@ -175,7 +175,7 @@ class GRPOLoss:
             loss = loss - self.entropy_bonus * entropy
         emit(metrics, "train/clip_fraction", clipped)
         emit(metrics, "train/ratio_max", ratio, reduce="max")
-        emit(metrics, "train/kl_old", kl_estimate(old, logprobs, "k3"))
+        emit(metrics, "train/kl_old", kl_estimate(old, logprobs.detach(), "k3"))
         if self.normalize == "length":
             total, weight = loss.sum() / cast("int", self.length), float(len(samples))
         else:

@@ -69,3 +69,20 @@ def test_nothing_to_join_is_an_error() -> None:
 def test_values_without_the_last_of_each_sample() -> None:
     assert packed.drop_last(values([2, 1])).tolist() == [0.0, 1.0, 3.0]
     assert np.asarray(packed.drop_last(values([0]))).tolist() == []
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
+def test_runs_are_what_a_selection_is(lengths: list[int], data: st.DataObject) -> None:
+    batch = values(lengths)
+    start = data.draw(st.integers(0, len(lengths)))
+    stop = data.draw(st.integers(start, len(lengths)))
+    run = packed.Runs(batch)(start, stop)
+    assert same(run, packed.select(batch, range(start, stop)))
+    assert same(run, packed.select(batch, slice(start, stop)))
+
+
+@given(st.integers(1, 4), st.integers(0, 2), st.permutations(range(5)))
+def test_equal_lengths_stand_where_any_would(length: int, extra: int, order: list[int]) -> None:
+    lengths, rows = np.full(5, length), np.asarray(order)
+    whole = packed.positions(lengths, extra, rows)
+    assert whole.tolist() == packed.positions(lengths, extra, rows, np.True_).tolist()

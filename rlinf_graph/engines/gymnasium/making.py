@@ -64,13 +64,25 @@ def make_several(env: EnvDef, count: int, spec: EnvSpec | None) -> VectorEnv[Any
     own = None if spec is None else _own_version(env, count, spec)
     if own is not None:
         return own
-    each = [functools.partial(make_one, env)] * count
+    each = [lambda: _Wordless(make_one(env))] * count
     try:  # what it returns is copied when tensors are made of it
         return SyncVectorEnv(each, copy=False, autoreset_mode=SAME_STEP)
     except CompileError:
         raise
     except Exception as error:
         raise _unmade(env, error) from error
+
+
+class _Wordless(gym.Wrapper[Any, Any, Any, Any]):
+    """Says nothing beside what a step returns: to collect it from all copies takes as long as they.
+
+    MuJoCo's report four numbers a step, which nobody reads here.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """A step without infos."""
+        seen, reward, terminated, truncated, _infos = self.env.step(action)
+        return seen, reward, terminated, truncated, {}
 
 
 def _own_version(env: EnvDef, count: int, spec: EnvSpec) -> VectorEnv[Any, Any, Any] | None:

@@ -12,6 +12,7 @@ from rlinf_graph.engines.torch.network import Network
 from rlinf_graph.engines.torch.noise import key_stream, uniform, uniform_to_gumbel
 from rlinf_graph.engines.torch.sampling import wide
 from rlinf_graph.ir.batches import Actions, Observations, Transitions
+from rlinf_graph.ir.packed import host
 from rlinf_graph.nodes.engine import Key, Outputs
 
 BLOCK_STEPS = 64
@@ -134,8 +135,9 @@ def step_values(network: Network, transitions: Transitions) -> tuple[Tensor, Ten
 def chosen_in(samples: Transitions) -> Tensor:
     """The observations in which actions were chosen, packed over the steps."""
     lengths, given = samples.lengths, samples.observations
-    if len(lengths) and bool((lengths == lengths[0]).all()):
-        return given.unflatten(0, (len(lengths), -1))[:, :-1].flatten(0, 1)
+    known = host(lengths)
+    if len(known) and (known == known[0]).all():
+        return given.unflatten(0, (len(known), -1))[:, :-1].flatten(0, 1)
     kept = torch.ones(len(given), dtype=torch.bool, device=given.device)
     kept[(lengths + 1).cumsum(0) - 1] = False
     return given[kept]

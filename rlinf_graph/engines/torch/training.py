@@ -72,7 +72,8 @@ class Training:
         """
         gradients = list(self.gradients().values())
         torch._foreach_div_(gradients, weight or 1.0)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]  likewise
+        norm = float(torch.stack(norms).norm())
         limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
         if limit / (norm + 1e-6) < 1:
             torch._foreach_mul_(gradients, limit / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]  likewise
