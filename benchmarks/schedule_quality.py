@@ -2,9 +2,10 @@
 
     python benchmarks/schedule_quality.py [--instances FILE] [--random N] [--json OUT]
 
-Solves every instance of a file in the format of `benchmarks/data/schedule_instances.json` with the
-search that plans pipelines, and random ones, for which a second program tries every plan. Prints
-the objective, its ratio to the best known and to the reference's, and the seconds of each search.
+Solves every instance of a file in the format of `benchmarks/data/schedule_instances.json`, the
+default, with the exact search of `compiler/schedule/partition.py`, and random ones, for which a
+second program tries every plan. Prints the objective, its ratio to the best known and to the
+reference's, and the seconds of each search.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from rlinf_graph.compiler.schedule.tables import Tables
 
+DATA = Path(__file__).parent / "data" / "schedule_instances.json"
 SAME = 1e-9
 
 
@@ -45,17 +47,15 @@ class Result:
 def main() -> None:
     """Solve, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--instances", type=Path)
+    parser.add_argument("--instances", type=Path, default=DATA)
     parser.add_argument("--random", type=int, default=300)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results: list[Result] = []
-    if options.instances:
-        given = json.loads(options.instances.read_text())
-        solved = [solve(each) for each in given]
-        print(text(solved))
-        print(summary("given", solved))
-        results += solved
+    solved = [solve(each) for each in json.loads(options.instances.read_text())]
+    print(text(solved))
+    print(summary("given", solved))
+    results += solved
     made = [solve(each) for each in random_instances(options.random)]
     if made:
         print(summary("random", made))
