@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlinf_graph.engines.torch.adamw import Moments
 from rlinf_graph.engines.torch.weights import require_all
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.nodes.execution import emit
@@ -38,7 +39,7 @@ class Training:
             for n, p in self.params.items()
         }
         self.steps = 0
-        self._adamw = torch.optim.AdamW(list(self.masters.values()), fused=True)
+        self._moments = Moments(self.masters)
 
     def collect(self) -> None:
         """Move what a backward pass left into the gradients of the masters."""
@@ -70,13 +71,10 @@ class Training:
         Raises:
             CompileError: RG0605, for a gradient norm that is no finite number.
         """
-        gradients = list(self.gradients().values())
-        torch._foreach_div_(gradients, weight or 1.0)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
-        norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]  likewise
-        norm = float(torch.stack(norms).norm())
-        limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
-        if limit / (norm + 1e-6) < 1:
-            torch._foreach_mul_(gradients, limit / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]  likewise
+        gradients, weight = self.gradients(), weight or 1.0
+        held = list(gradients.values())
+        norms = torch._foreach_norm(held)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) / weight
         if not math.isfinite(norm):
             raise fail(
                 "RG0605",
@@ -85,11 +83,12 @@ class Training:
                 help=("look at train/loss and train/ratio_max of the iterations before it",
                       f"lower the learning rate, {optimizer.rate(self.steps):g} at this step"),
             )  # fmt: skip
+        limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
+        factor = min(1.0, limit / (norm + 1e-6)) / weight
+        if factor != 1:
+            torch._foreach_mul_(held, factor)  # pyright: ignore[reportPrivateImportUsage]  likewise
         rate = optimizer.rate(self.steps)
-        for group in self._adamw.param_groups:
-            group["lr"], group["betas"] = rate, optimizer.betas
-            group["eps"], group["weight_decay"] = optimizer.eps, optimizer.weight_decay
-        self._adamw.step()
+        self._moments.step(gradients, optimizer, rate)
         for master in self.masters.values():
             master.grad = None
         self.steps += 1
@@ -108,13 +107,11 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Copies on the CPU: `masters` and `optimizer` by parameter name, and `steps`."""
-        kept = self._adamw.state
         return {
             "masters": {n: _copy(m) for n, m in self.masters.items() if m is not self.params[n]},
             "optimizer": {
-                n: {key: _copy(value) for key, value in kept[m].items()}
-                for n, m in self.masters.items()
-                if m in kept
+                n: {key: _copy(value) for key, value in kept.items()}
+                for n, kept in self._moments.state().items()
             },
             "steps": self.steps,
         }
@@ -132,13 +129,9 @@ class Training:
             require_all(self.masters, state["optimizer"], "optimizer states", self.name)
         for name, master in mine.items():
             master.copy_(state["masters"][name])
-        self._adamw.state.clear()
-        for name, kept in state["optimizer"].items():
-            device = self.masters[name].device
-            self._adamw.state[self.masters[name]] = {
-                key: value.to(device, copy=True) for key, value in kept.items()
-            }
-        self._adamw.zero_grad()
+        self._moments.load_state(state["optimizer"])
+        for master in self.masters.values():
+            master.grad = None
         self.steps = state["steps"]
 
     def to(self, device: torch.device) -> None:
@@ -147,9 +140,7 @@ class Training:
             master.data = master.data.to(device)
             if master.grad is not None:
                 master.grad.data = master.grad.data.to(device)
-            kept = self._adamw.state.get(master, {})
-            for key, value in kept.items():
-                kept[key] = value.to(device)
+        self._moments.to(device)
 
 
 def _copy(tensor: Tensor) -> Tensor:
