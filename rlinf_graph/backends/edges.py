@@ -119,7 +119,7 @@ class Edges:
         """All samples in the order of an epoch, of which its minibatches are runs."""
         known = self._ordered.get(place)
         if known is None or known[0] is not order:
-            known = order, packed.Runs(packed.select(part.batch, order))
+            known = order, packed.Runs(part.batch, order)
             self._ordered[place] = known
         return known[1]
 

@@ -98,6 +98,13 @@ class Carried:
         object.__setattr__(made, "_source", source)
         return made
 
+    @classmethod
+    def late(cls, make: Callable[[str], Any]) -> Self:
+        """A batch of values whose fields `make` gives, by name, when they are first read."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "_make", make)
+        return made
+
     @property
     def source(self) -> Source | None:
         """The source of a symbol; None for a batch of values."""
@@ -106,7 +113,10 @@ class Carried:
     if not TYPE_CHECKING:  # a checker knows the fields, and reports any other name
 
         def __getattr__(self, name: str) -> Any:
-            """A symbol's field: a typed projection, or a value that is pending."""
+            """A symbol's field: a typed projection, or a value that is pending. Or a late field."""
+            if "_make" in self.__dict__ and name in type(self).__dataclass_fields__:
+                object.__setattr__(self, name, self.__dict__["_make"](name))
+                return self.__dict__[name]
             source = cast("Source | None", self.__dict__.get("_source"))
             if source is None or name not in {f.name for f in dataclasses.fields(self)}:
                 known = suggest(name, (f.name for f in dataclasses.fields(self)))

@@ -45,24 +45,39 @@ def select(batch: SomeBatch, rows: Sequence[int] | np.ndarray[Any, Any] | slice)
 
 
 class Runs(Generic[SomeBatch]):
-    """Neighbouring samples of one batch, again and again; they share its memory."""
+    """Neighbouring samples of one batch in another order, again and again.
 
-    def __init__(self, batch: SomeBatch) -> None:
-        """Add up its lengths once."""
-        self.batch = batch
-        axes = columns(type(batch))
-        self._plain = [(n, getattr(batch, n)) for n in (*axes["sample"], *axes["object"])]
-        self._packed = [(n, getattr(batch, n), extra) for n, extra in axes["token"].items()]
-        lengths = _lengths(batch) if self._packed else np.zeros(0, dtype=np.int64)
-        self._before: list[int] = [0, *np.cumsum(lengths).tolist()]
+    A field is brought into the order when a run of it is first read. The runs share its memory.
+    """
+
+    def __init__(self, batch: SomeBatch, order: Rows) -> None:
+        """`order` holds int64 positions of samples, any of them."""
+        self._batch, self._order = batch, np.array(order)  # torch wants it writable
+        self._extras = columns(type(batch))["token"]
+        self._lengths = _lengths(batch) if self._extras else np.zeros(0, dtype=np.int64)
+        ordered = self._lengths[order] if self._extras else self._lengths
+        self._before = np.concatenate(([0], np.cumsum(ordered)))
+        self._columns: dict[str, Any] = {}
 
     def __call__(self, start: int, stop: int) -> SomeBatch:
-        """The samples from `start` to before `stop`."""
-        fields: dict[str, Any] = {name: column[start:stop] for name, column in self._plain}
-        for name, column, extra in self._packed:
-            first, last = self._before[start], self._before[stop]
-            fields[name] = column[first + extra * start : last + extra * stop]
-        return type(self.batch)(**fields)
+        """The samples from `start` to before `stop` of the order."""
+        return type(self._batch).late(functools.partial(self._run, start, stop))
+
+    def _run(self, start: int, stop: int, name: str) -> Any:
+        if name not in self._columns:
+            self._columns[name] = self._ordered(name)
+        extra = self._extras.get(name)
+        if extra is not None:
+            start, stop = (int(self._before[at]) + extra * at for at in (start, stop))
+        return self._columns[name][start:stop]
+
+    def _ordered(self, name: str) -> Any:
+        if name in columns(type(self._batch))["object"]:
+            column = getattr(self._batch, name)
+            return [column[row] for row in self._order.tolist()]
+        extra = self._extras.get(name)
+        at = self._order if extra is None else positions(self._lengths, extra, self._order)
+        return take(self._batch, [name], at)[name]
 
 
 def concat(batches: Sequence[SomeBatch]) -> SomeBatch:

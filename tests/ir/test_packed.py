@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -74,11 +75,21 @@ def test_values_without_the_last_of_each_sample() -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
 def test_runs_are_what_a_selection_is(lengths: list[int], data: st.DataObject) -> None:
     batch = values(lengths)
+    order = np.asarray(data.draw(st.permutations(range(len(lengths)))))
     start = data.draw(st.integers(0, len(lengths)))
     stop = data.draw(st.integers(start, len(lengths)))
-    run = packed.Runs(batch)(start, stop)
-    assert same(run, packed.select(batch, range(start, stop)))
-    assert same(run, packed.select(batch, slice(start, stop)))
+    run = packed.Runs(batch, order)(start, stop)
+    assert same(run, packed.select(batch, order[start:stop]))
+
+
+def test_a_run_of_a_field_is_cut_when_it_is_read() -> None:
+    run = packed.Runs(values([2, 1, 3]), np.array([2, 0, 1]))(0, 2)
+    assert "values" not in vars(run)
+    read = run.values
+    assert run.values is read
+    assert same(pickle.loads(pickle.dumps(run)), run)
+    with pytest.raises(AttributeError, match="no field `value`"):
+        _ = run.value  # pyright: ignore[reportAttributeAccessIssue]  that is the test
 
 
 @given(st.integers(1, 4), st.integers(0, 2), st.permutations(range(5)))
