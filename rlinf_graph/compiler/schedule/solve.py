@@ -1,0 +1,216 @@
+"""The best plan of a few instances: trees and their rows, in the order of what they may reach.
+
+One queue holds open trees, complete trees and plans, each with a bound that nothing in it can
+beat. The first of it is opened further, or judged if it is a plan. When the first is not below the
+best plan judged so far, that plan is the best there is; when time runs out before, what is first
+in the queue says by how much a better one could be better.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlinf_graph.compiler.schedule.flow import Flow
+from rlinf_graph.compiler.schedule.instance import Instance
+from rlinf_graph.compiler.schedule.loads import Loads
+from rlinf_graph.compiler.schedule.rows import Maker, Rows
+from rlinf_graph.compiler.schedule.tree import Tree, expanded
+
+SAME = 1e-9
+"""Relative difference that decides nothing."""
+
+WIDER = 0.05
+"""Rows of a tree are made in bands of load: the first so wide, each next one twice as wide."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A plan.
+
+    Attributes:
+        instance: its number.
+        tree: who takes turns with whom.
+        picks, away: of each item its choice, and whether it leaves the device between turns.
+        lag: the staleness.
+        seconds: an iteration, by the closed form.
+    """
+
+    instance: int
+    tree: Tree
+    picks: tuple[int, ...]
+    away: tuple[bool, ...]
+    lag: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What was found.
+
+    Attributes:
+        best: the plan with the least that the judge said, and that figure.
+        judged: all plans that were judged, in that order.
+        bound: what no plan that was not judged can beat.
+        plans: how many were looked at; of the others a bound was enough.
+    """
+
+    best: tuple[Answer, float] | None
+    judged: tuple[tuple[Answer, float], ...]
+    bound: float
+    plans: int
+
+
+@dataclass
+class _Plans:
+    """The plans of one tree and staleness, best first, and the next of them."""
+
+    rows: Rows
+    seconds: np.ndarray
+    order: np.ndarray
+    lag: int
+    at: int = 0
+
+
+_Entry = tuple[float, int, int, Tree | _Plans, float, float]
+"""Bound, number of the entry, instance, what it is, and of rows the least load and the band."""
+
+
+@dataclass
+class Solver:
+    """One search.
+
+    Attributes:
+        instances: the same problem cut into different numbers of micro-batches.
+        judge: seconds of a plan; not below its closed form, which is taken where it is left out.
+        enough, tries: when so many plans are judged and the gap is at most `enough`, it is enough.
+        limit_s: seconds after which the best so far is taken.
+        keep: which rows count; all where it is left out.
+        most_bands: of rows that are made, at most.
+    """
+
+    instances: Sequence[Instance]
+    judge: Callable[[Answer], float] | None = None
+    enough: float = 0.0
+    tries: int = 1 << 30
+    limit_s: float = float("inf")
+    keep: Callable[[Instance, Rows], NDArray[np.bool_]] | None = None
+    most_bands: int = 1 << 30
+    _queue: list[_Entry] = field(default_factory=list[_Entry])
+    _judged: list[tuple[Answer, float]] = field(default_factory=list[tuple[Answer, float]])
+    _number: Iterator[int] = field(default_factory=count)
+    _plans: int = 0
+    _bands: int = 0
+    _best: float = float("inf")
+    _dropped: float = float("inf")
+
+    def run(self) -> Solved:
+        """Search."""
+        deadline = time.perf_counter() + self.limit_s
+        self._makers = [Maker(i, Loads(i)) for i in self.instances]
+        for number, maker in enumerate(self._makers):
+            every = (1 << maker.instance.items) - 1
+            self._push(number, Tree("open" if every & (every - 1) else "leaf", every))
+        while self._queue:
+            bound = self._queue[0][0]
+            if bound >= self._best * (1 - SAME) or self._settled(bound):
+                break
+            if time.perf_counter() > deadline and self._judged:
+                break
+            if self._bands >= self.most_bands and not isinstance(self._queue[0][3], _Plans):
+                self._queue = [e for e in self._queue if isinstance(e[3], _Plans)]
+                heapq.heapify(self._queue)
+                self._dropped = min(self._dropped, bound)
+                continue
+            self._take()
+        first = min([self._best, self._dropped, *(entry[0] for entry in self._queue[:1])])
+        best = min(self._judged, key=lambda pair: _order(pair[0], pair[1]), default=None)
+        return Solved(best, tuple(self._judged), first, self._plans)
+
+    def _settled(self, bound: float) -> bool:
+        return len(self._judged) >= self.tries and bound >= self._best * (1 - self.enough)
+
+    def _push(self, number: int, tree: Tree, floor: float = 0.0, width: float = WIDER) -> None:
+        bound = max(floor, self._makers[number].loads.bound(tree))
+        if bound < self._best * (1 - SAME):
+            self._add(bound, number, tree, floor, width)
+
+    def _add(
+        self,
+        bound: float,
+        number: int,
+        entry: Tree | _Plans,
+        floor: float = 0.0,
+        width: float = 0.0,
+    ) -> None:
+        heapq.heappush(self._queue, (bound, next(self._number), number, entry, floor, width))
+
+    def _take(self) -> None:
+        """The first of the queue: judged, made into rows or opened."""
+        bound, _order_of_entry, number, entry, floor, width = heapq.heappop(self._queue)
+        if isinstance(entry, _Plans):
+            self._judge(number, entry)
+        elif entry.complete:
+            self._band(number, entry, bound, floor, width)
+        else:
+            for tree in expanded(entry, self.instances[number]):
+                self._push(number, tree)
+
+    def _band(self, number: int, tree: Tree, bound: float, floor: float, width: float) -> None:
+        """The rows of a tree in the next band of load, with their closed forms."""
+        maker, instance = self._makers[number], self.instances[number]
+        limit = min(self._best, bound * (1 + width))
+        rows = maker.rows(tree, floor, limit)
+        rows = rows.at(self.keep(instance, rows)) if self.keep else rows
+        self._bands += 1
+        self._dropped = min(self._dropped, max(floor, rows.dropped))
+        if limit < self._best and limit <= _most(instance):
+            self._push(number, tree, limit, 2 * width)
+        flow = Flow(instance, rows)
+        if not len(rows.load) or not flow.order:
+            return
+        self._plans += len(rows.load) * len(instance.lags)
+        for lag in instance.lags if tree.splits else instance.lags[:1]:
+            seconds = np.maximum(flow.seconds(lag), rows.load)
+            kept = np.flatnonzero(seconds < self._best * (1 - SAME))
+            if len(kept):
+                used = rows.devices[kept].sum(axis=1)
+                rounded = np.asarray([float(f"{s:.9g}") for s in seconds[kept]])
+                order = kept[np.lexsort((kept, used, rounded))]
+                self._add(float(seconds[order[0]]), number, _Plans(rows, seconds, order, lag))
+
+    def _judge(self, number: int, plans: _Plans) -> None:
+        row = int(plans.order[plans.at])
+        rows = plans.rows
+        answer = Answer(
+            instance=number,
+            tree=rows.tree,
+            picks=tuple(map(int, rows.picks[row])),
+            away=tuple(map(bool, rows.away[row])),
+            lag=plans.lag,
+            seconds=float(plans.seconds[row]),
+        )
+        value = self.judge(answer) if self.judge else answer.seconds
+        self._judged.append((answer, value))
+        self._best = min(self._best, value)
+        plans.at += 1
+        if plans.at < len(plans.order):
+            self._add(float(plans.seconds[plans.order[plans.at]]), number, plans)
+
+
+def _order(answer: Answer, seconds: float) -> tuple[float, int, int, str]:
+    """Better plans first; of equal ones the fresher, simpler, by no chance."""
+    return float(f"{seconds:.9g}"), answer.lag, answer.instance, str(answer.tree)
+
+
+def _most(instance: Instance) -> float:
+    """No device has more to do than everything, at its slowest."""
+    return sum(
+        float((c.seconds + c.switch).max()) if len(c.seconds) else 0.0 for c in instance.choices
+    )

@@ -1,0 +1,147 @@
+"""Trees of turns and splits over items, from one open part to all leaves.
+
+A tree has no devices yet. An open part stands for every tree over its items whose root is of one
+kind. Turns follow the flow; a turn has no turn for a part and a split no split, since those would
+be the same plan written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Literal
+
+from rlinf_graph.compiler.schedule.instance import Instance, bits
+
+Kind = Literal["leaf", "turn", "micro", "split", "open", "open turn", "open split"]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A part of a placement over a set of items, as bits.
+
+    `turn` is once an iteration, `micro` once a micro-batch; `open` may become anything.
+    """
+
+    kind: Kind
+    items: int
+    parts: tuple[Tree, ...] = ()
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether nothing in it is open."""
+        return not self.kind.startswith("open") and all(part.complete for part in self.parts)
+
+    @cached_property
+    def splits(self) -> bool:
+        """Whether anything runs side by side."""
+        return self.kind == "split" or any(part.splits for part in self.parts)
+
+    def __str__(self) -> str:
+        """`turn(split(0, 1), 2)`."""
+        if self.kind == "leaf":
+            return str(bits(self.items)[0])
+        inner = self.parts or tuple(bits(self.items))
+        return f"{self.kind}({', '.join(map(str, inner))})"
+
+
+def expanded(tree: Tree, instance: Instance) -> Iterator[Tree]:
+    """The trees with the first open part of a tree in each of its forms."""
+    if tree.kind.startswith("open"):
+        yield from _forms(tree, instance)
+        return
+    for place, part in enumerate(tree.parts):
+        if not part.complete:
+            for form in expanded(part, instance):
+                yield Tree(
+                    tree.kind, tree.items, (*tree.parts[:place], form, *tree.parts[place + 1 :])
+                )
+            return
+
+
+def _forms(tree: Tree, instance: Instance) -> Iterator[Tree]:
+    if tree.items & (tree.items - 1) == 0:
+        yield Tree("leaf", tree.items)
+        return
+    if instance.chunks > 1 and _in_step(tree.items, instance):
+        parts = tuple(Tree("leaf", 1 << item) for item in _by_flow(tree.items, instance))
+        yield Tree("micro", tree.items, parts)
+    if tree.kind != "open split":
+        for blocks in partitions(tree.items):
+            ordered = _turn_order(blocks, instance)
+            if ordered:
+                yield Tree("turn", tree.items, tuple(_opened("open split", b) for b in ordered))
+    if tree.kind != "open turn":
+        for blocks in partitions(tree.items):
+            if instance.apart and any(_clash(block, tree.items, instance) for block in blocks):
+                continue
+            yield Tree("split", tree.items, tuple(_opened("open turn", b) for b in blocks))
+
+
+def _opened(kind: Literal["open turn", "open split"], items: int) -> Tree:
+    return Tree(kind if items & (items - 1) else "leaf", items)
+
+
+def partitions(items: int) -> Iterator[list[int]]:
+    """Every partition of a set into two blocks or more."""
+    return (blocks for blocks in _partitions(items) if len(blocks) > 1)
+
+
+def _partitions(items: int) -> Iterator[list[int]]:
+    if not items:
+        yield []
+        return
+    low = items & -items
+    others = rest = items ^ low
+    while True:
+        for more in _partitions(others ^ rest):
+            yield [low | rest, *more]
+        if not rest:
+            return
+        rest = (rest - 1) & others
+
+
+def _by_flow(items: int, instance: Instance) -> list[int]:
+    return sorted(bits(items), key=lambda item: instance.step_of[item])
+
+
+def _turn_order(blocks: list[int], instance: Instance) -> list[int] | None:
+    """The blocks so that no data flows backwards; None when they feed each other."""
+    left = sorted(blocks, key=lambda block: min(instance.step_of[i] for i in bits(block)))
+    ordered: list[int] = []
+    while left:
+        free = [b for b in left if not any(_feeds(o, b, instance) for o in left if o != b)]
+        if not free:
+            return None
+        ordered.append(free[0])
+        left.remove(free[0])
+    return ordered
+
+
+def _clash(block: int, items: int, instance: Instance) -> bool:
+    """Whether an item of a block cannot stand beside one of the others."""
+    return any(instance.apart[item] & items & ~block for item in bits(block))
+
+
+def _feeds(source: int, target: int, instance: Instance) -> bool:
+    return any(instance.feeds[item] & target for item in bits(source))
+
+
+def _in_step(items: int, instance: Instance) -> bool:
+    """Whether items can take turns once a micro-batch: none waits for another one outside."""
+    members = bits(items)
+    if not all(instance.steps[instance.step_of[item]].streams for item in members):
+        return False
+    for a, b in combinations(members, 2):
+        between = instance.feeds[a] & _feeders(b, instance) | instance.feeds[b] & _feeders(
+            a, instance
+        )
+        if between & ~items:
+            return False
+    return True
+
+
+def _feeders(item: int, instance: Instance) -> int:
+    return sum(1 << other for other in range(instance.items) if instance.feeds[other] >> item & 1)
