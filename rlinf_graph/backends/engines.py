@@ -86,13 +86,18 @@ class Engines:
         self._averages: dict[Instance, dict[str, Tensor]] = {}
         self._adopting = Lock()
         self._instances: dict[tuple[str, int], dict[str, Instance]] = {}
+        self._of: dict[tuple[str, int], dict[str, Engine]] = {}
         for group, rank in places:
             for use in graph.node(group.name).models:
                 self._load(self._instance(group, rank, use))
 
     def of(self, group: WorkerGroup, rank: int) -> dict[str, Engine]:
         """Engines of a node's rank, by model parameter."""
-        return {p: self._engines[i] for p, i in self._instances_of(group, rank).items()}
+        key = (group.name, rank)
+        if key not in self._of:
+            found = self._instances_of(group, rank).items()
+            self._of[key] = {param: self._engines[instance] for param, instance in found}
+        return self._of[key]
 
     def versions(self, group: WorkerGroup, rank: int) -> dict[str, int]:
         """The version of the weights that each of those engines holds."""
@@ -100,7 +105,7 @@ class Engines:
 
     def trainer(self, group: WorkerGroup, rank: int) -> Engine:
         """The engine of a rank of a train node."""
-        return self._engines[next(iter(self._instances_of(group, rank).values()))]
+        return next(iter(self.of(group, rank).values()))
 
     def settings(self, group: WorkerGroup) -> NodePlan:
         """The plan's settings of a node."""

@@ -51,13 +51,14 @@ class Rank:
         self.bound: dict[str, Batch] = {}
         self.outputs: tuple[Any, ...] = ()
         self.weight = 0.0
-        self._graph, self._group, self._number = graph, group, number
+        self._group, self._number = group, number
         self._engines, self._registers, self._seed = engines, registers, seed
         self._environments = environments
         self._slots = Slots()
         models = {u.param: _handle(graph, u.model) for u in self.node.models}
         envs = {param: _env_handle(graph.env(name)) for param, name in self.node.envs}
         self._fixed = {**models, **envs, **options_of(self.node)}
+        self._sync = graph.syncs().get(self.node.model or "")
         self._kernel = definitions[self.node.type].kernel
 
     def run(self, at: Position, metrics: Metrics) -> None:
@@ -124,8 +125,7 @@ class Rank:
             yield {param: packed.select(batch, rows) for param, batch in bound.items()}
 
     def _refuse_stale(self, at: Position) -> None:
-        sync = self._graph.syncs().get(self.node.models[0].model)
-        samples = self.bound["samples"]
+        sync, samples = self._sync, self.bound["samples"]
         if sync is None or not isinstance(samples, Rollouts | Transitions):
             return
         versions = samples.versions

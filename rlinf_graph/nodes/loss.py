@@ -194,8 +194,9 @@ class GRPOLoss:
         """The negative surrogate of each token, and whether it is one that clipping holds."""
         high = self.clip if self.clip_high is None else self.clip_high
         free = ratio * advantages
-        held = ratio.clamp(1 - self.clip, 1 + high) * advantages
-        loss, clipped = -free.minimum(held), held < free
+        held = ratio.detach().clamp(1 - self.clip, 1 + high) * advantages
+        clipped = held < free  # only where the ratio is out of bounds: no gradient
+        loss = -held.where(clipped, free)
         if self.dual_clip is not None:
             bound = -self.dual_clip * advantages
             over = (advantages < 0) & (loss > bound)

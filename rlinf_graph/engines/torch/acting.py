@@ -137,7 +137,9 @@ def chosen_in(samples: Transitions) -> Tensor:
     lengths, given = samples.lengths, samples.observations
     known = host(lengths)
     if len(known) and (known == known[0]).all():
-        return given.unflatten(0, (len(known), -1))[:, :-1].flatten(0, 1)
+        shape = given.shape[1:]
+        rows = given.reshape(len(known), int(known[0]) + 1, *shape)
+        return rows[:, :-1].reshape(-1, *shape)
     kept = torch.ones(len(given), dtype=torch.bool, device=given.device)
     kept[(lengths + 1).cumsum(0) - 1] = False
     return given[kept]
