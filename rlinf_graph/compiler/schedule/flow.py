@@ -75,7 +75,7 @@ class Flow:
     def _moments(self, place: int, iteration: int, lag: int) -> _Moments:
         step, now = self.instance.steps[place], self._done[iteration]
         seconds, tail, load, unload = self._times[place]
-        chunks = 1 if step.barrier else self.instance.chunks
+        chunks = 1 if step.barrier or step.whole else self.instance.chunks
         free = self._free(place, iteration) + load
         for read, sync in zip(step.reads, self._syncs[place], strict=True):
             version = iteration - 1 - min(lag, read.most) - read.late
@@ -124,7 +124,7 @@ class Flow:
 
     @cached_property
     def _times(self) -> list[tuple[Seconds, Seconds, Seconds, Seconds]]:
-        """Of each step: its work, what is left after the last sample came, load, offload."""
+        """Of each step: its work, what is left after the last sample, before and after all that."""
         made: list[tuple[Seconds, Seconds, Seconds, Seconds]] = []
         for step in self.instance.steps:
             if step.item < 0:
@@ -134,7 +134,8 @@ class Flow:
                 continue
             choices, pick = self.instance.choices[step.item], self.rows.picks[:, step.item]
             switch = np.where(self.rows.away[:, step.item], choices.switch[pick] / 2, 0.0)
-            made.append((choices.seconds[pick], choices.tail[pick], switch, switch))
+            after = switch + choices.after[pick]
+            made.append((choices.seconds[pick], choices.tail[pick], switch, after))
         return made
 
     @cached_property
@@ -156,7 +157,7 @@ class Flow:
         columns = np.column_stack([*spans[trainer], *spans[reader]])
         unique, inverse = np.unique(columns, axis=0, return_inverse=True)
         ends = [tuple(map(int, row)) for row in unique]
-        costs = [sync(reader, (e[0], e[1], e[2]), (e[3], e[4], e[5])) for e in ends]
+        costs = [sync(trainer, reader, (e[0], e[1], e[2]), (e[3], e[4], e[5])) for e in ends]
         return np.asarray(costs, dtype=np.float64)[inverse.ravel()]
 
     @cached_property

@@ -20,8 +20,8 @@ Counts = NDArray[np.int64]
 Span = tuple[int, int, int]
 """Devices: their type, the first of them and how many."""
 
-SyncSeconds = Callable[[int, Span, Span], float]
-"""Of one delivery of weights: to which item, from where, to where."""
+SyncSeconds = Callable[[int, int, Span, Span], float]
+"""Of one delivery of weights: from which item to which one, from where to where."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Choices:
         tail: likewise, of these those after the last sample has come, at least.
         resident, working: bytes of a device that stay, and more while it runs.
         switch: seconds to bring what stays to the device and take it away again.
+        after: seconds of other work on the devices afterwards, which nobody waits for.
     """
 
     devices: Counts
@@ -42,6 +43,12 @@ class Choices:
     resident: Seconds
     working: Seconds
     switch: Seconds
+    after: Seconds
+
+    @cached_property
+    def busy(self) -> Seconds:
+        """Seconds of an iteration in which the devices are taken, without switches."""
+        return self.seconds + self.after
 
     def at(self, rows: Counts | NDArray[np.bool_]) -> Choices:
         """Some of them."""
@@ -76,6 +83,7 @@ class Step:
         inputs: the steps before it, by number.
         reads: the weights it takes over.
         streams: whether it can take turns with others once a micro-batch.
+        whole: whether it hands on nothing before it is done.
     """
 
     item: int = -1
@@ -84,6 +92,7 @@ class Step:
     inputs: tuple[int, ...] = ()
     reads: tuple[Read, ...] = ()
     streams: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ class Instance:
         chunks: micro-batches of every edge that streams.
         lags: values of the staleness that may be chosen.
         sync: seconds of deliveries; they cost nothing where it is left out.
-        apart: for each item the bits of those that it cannot stand side by side with.
+        together: for each item the bits of those that it cannot stand side by side with.
+        apart: likewise, of those that it cannot take turns with.
     """
 
     choices: tuple[Choices, ...]
@@ -108,6 +118,7 @@ class Instance:
     chunks: int = 1
     lags: tuple[int, ...] = (0,)
     sync: SyncSeconds | None = field(default=None, compare=False)
+    together: tuple[int, ...] = ()
     apart: tuple[int, ...] = ()
 
     @property

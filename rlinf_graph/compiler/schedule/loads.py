@@ -121,7 +121,7 @@ class Loads:
         if not items:
             return Menu.of(np.zeros((1, len(self.instance.available)), np.int64), np.zeros(1))
         choices = self.instance.choices[bits(items)[0]]
-        return Menu.of(choices.devices, choices.seconds)
+        return Menu.of(choices.devices, choices.busy)
 
     def _turn(self, a: Menu, b: Menu) -> Menu:
         return Menu.of(

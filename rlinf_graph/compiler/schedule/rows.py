@@ -80,11 +80,11 @@ class Maker:
         picks = np.zeros((len(choices.seconds), self.instance.items), np.int64)
         picks[:, item] = np.arange(len(picks))
         away = np.zeros(picks.shape, np.bool_)
-        made = Rows(tree, picks, away, choices.devices, choices.seconds)
+        made = Rows(tree, picks, away, choices.devices, choices.busy)
         if moves:
             out = away.copy()
             out[:, item] = True
-            load = choices.seconds + choices.switch
+            load = choices.busy + choices.switch
             made = _both(made, Rows(tree, picks, out, choices.devices, load))
         return made.at(made.load < limit)
 

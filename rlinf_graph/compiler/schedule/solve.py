@@ -212,5 +212,5 @@ def _order(answer: Answer, seconds: float) -> tuple[float, int, int, str]:
 def _most(instance: Instance) -> float:
     """No device has more to do than everything, at its slowest."""
     return sum(
-        float((c.seconds + c.switch).max()) if len(c.seconds) else 0.0 for c in instance.choices
+        float((c.busy + c.switch).max()) if len(c.seconds) else 0.0 for c in instance.choices
     )

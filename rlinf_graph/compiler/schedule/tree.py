@@ -70,14 +70,15 @@ def _forms(tree: Tree, instance: Instance) -> Iterator[Tree]:
         yield Tree("micro", tree.items, parts)
     if tree.kind != "open split":
         for blocks in partitions(tree.items):
+            if _clash(instance.apart, blocks):
+                continue
             ordered = _turn_order(blocks, instance)
             if ordered:
                 yield Tree("turn", tree.items, tuple(_opened("open split", b) for b in ordered))
     if tree.kind != "open turn":
         for blocks in partitions(tree.items):
-            if instance.apart and any(_clash(block, tree.items, instance) for block in blocks):
-                continue
-            yield Tree("split", tree.items, tuple(_opened("open turn", b) for b in blocks))
+            if not _clash(instance.together, blocks):
+                yield Tree("split", tree.items, tuple(_opened("open turn", b) for b in blocks))
 
 
 def _opened(kind: Literal["open turn", "open split"], items: int) -> Tree:
@@ -120,9 +121,15 @@ def _turn_order(blocks: list[int], instance: Instance) -> list[int] | None:
     return ordered
 
 
-def _clash(block: int, items: int, instance: Instance) -> bool:
-    """Whether an item of a block cannot stand beside one of the others."""
-    return any(instance.apart[item] & items & ~block for item in bits(block))
+def _clash(rivals: tuple[int, ...], blocks: list[int]) -> bool:
+    """Whether an item of a block must not meet one of another block."""
+    return bool(rivals) and any(
+        rivals[item] & other
+        for block in blocks
+        for item in bits(block)
+        for other in blocks
+        if other != block
+    )
 
 
 def _feeds(source: int, target: int, instance: Instance) -> bool:
@@ -132,6 +139,8 @@ def _feeds(source: int, target: int, instance: Instance) -> bool:
 def _in_step(items: int, instance: Instance) -> bool:
     """Whether items can take turns once a micro-batch: none waits for another one outside."""
     members = bits(items)
+    if instance.apart and any(instance.apart[item] & items for item in members):
+        return False
     if not all(instance.steps[instance.step_of[item]].streams for item in members):
         return False
     for a, b in combinations(members, 2):

@@ -116,6 +116,7 @@ class Costs:
     Attributes:
         seconds, tail: of each step.
         half: half of the switch, of steps that are away between turns.
+        after: what their devices have to do afterwards.
         sync: of each `(step, place in reads)` its part of the seconds of a delivery.
     """
 
@@ -130,22 +131,26 @@ class Costs:
         self.seconds: list[Any] = []
         self.tail: list[Any] = []
         self.half: list[Any] = []
+        self.after: list[Any] = []
         self.sync: dict[tuple[int, int], float] = {}
         for v, step in enumerate(instance.steps):
             if step.item < 0:
                 self.seconds.append(step.seconds)
                 self.tail.append(step.seconds if step.barrier else step.seconds / chunks)
                 self.half.append(0.0)
+                self.after.append(0.0)
                 continue
             choices, pick = instance.choices[step.item], picks[step.item]
             self.seconds.append(choices.seconds[pick])
             self.tail.append(choices.tail[pick])
+            self.after.append(choices.after[pick])
             self.half.append(choices.switch[pick] / 2 if away[step.item] else 0.0)
             for at, read in enumerate(step.reads):
                 self.sync[v, at] = 0.0
                 if instance.sync is not None and place is not None:
                     source = place[instance.steps[read.trainer].item]
-                    delivery = instance.sync(step.item, source, place[step.item])
+                    maker = instance.steps[read.trainer].item
+                    delivery = instance.sync(maker, step.item, source, place[step.item])
                     self.sync[v, at] = delivery / read.every
 
 
@@ -229,8 +234,9 @@ class Timeline:
 
     def first(self, v: int, i: int) -> Any:
         """When its first micro-batch is there."""
-        barrier = self.instance.steps[v].barrier
-        share = self.costs.seconds[v] / (1 if barrier else self.instance.chunks)
+        step = self.instance.steps[v]
+        chunks = 1 if step.barrier or step.whole else self.instance.chunks
+        share = self.costs.seconds[v] / chunks
         moments = [self.at("start", v, i) + share]
         members = self.micro.get(v, (v,))
         if v != members[0]:
@@ -255,7 +261,7 @@ class Timeline:
 
     def release(self, v: int, i: int) -> Any:
         """When its devices are free for what comes next."""
-        return self.at("end", v, i) + self.costs.half[v]
+        return self.at("end", v, i) + self.costs.after[v] + self.costs.half[v]
 
     def steady(self) -> Any:
         """Seconds of an iteration in the long run."""
@@ -270,7 +276,7 @@ def load(instance: Instance, tree: Node, costs: Costs, larger: Any = max) -> Any
     kind, parts = tree
     if kind == "leaf":
         v = instance.step_of[parts]
-        return costs.seconds[v] + 2 * costs.half[v]
+        return costs.seconds[v] + costs.after[v] + 2 * costs.half[v]
     loads = [load(instance, part, costs, larger) for part in parts]
     found = loads[0]
     for each in loads[1:]:

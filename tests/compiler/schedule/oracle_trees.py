@@ -5,7 +5,7 @@ A tree is a leaf, `("leaf", item)`, or a kind with its parts, `("turn", (part, p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -57,6 +57,8 @@ def in_turn(instance: Instance, groups: list[tuple[int, ...]]) -> list[tuple[int
     def feeds(group: tuple[int, ...], other: tuple[int, ...]) -> bool:
         return any(waits_for(instance, b, a) for a in group for b in other)
 
+    if meet(instance.apart, {item: at for at, group in enumerate(groups) for item in group}):
+        return None
     left, order = list(groups), []
     while left:
         ready = [g for g in left if not any(feeds(other, g) for other in left if other != g)]
@@ -70,10 +72,17 @@ def in_turn(instance: Instance, groups: list[tuple[int, ...]]) -> list[tuple[int
 def side_by_side(instance: Instance, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]] | None:
     """Groups in the order of their least items; None where two of them may not be apart."""
     where = {item: at for at, group in enumerate(groups) for item in group}
-    for item, others in enumerate(instance.apart):
-        if item in where and any(others >> o & 1 and where[o] != where[item] for o in where):
-            return None
-    return sorted(groups, key=min)
+    return None if meet(instance.together, where) else sorted(groups, key=min)
+
+
+def meet(rivals: Sequence[int], where: dict[int, int]) -> bool:
+    """Whether two items that must not are in different groups."""
+    return any(
+        others >> o & 1 and where[o] != where[item]
+        for item, others in enumerate(rivals)
+        if item in where
+        for o in where
+    )
 
 
 def may_be_micro(instance: Instance, items: tuple[int, ...]) -> bool:
@@ -81,6 +90,7 @@ def may_be_micro(instance: Instance, items: tuple[int, ...]) -> bool:
     outside = [item for item in range(instance.items) if item not in items]
     return (
         instance.chunks > 1
+        and not meet(instance.apart, {item: item for item in items})
         and all(instance.steps[instance.step_of[item]].streams for item in items)
         and not any(
             waits_for(instance, x, a) and waits_for(instance, b, x)

@@ -16,6 +16,8 @@ from rlinf_graph.compiler.schedule.instance import Choices, Instance, Read, Span
 
 AVAILABLE = ((2,), (3,), (4,), (1,), (4,), (3,), (2, 1), (1, 3), (2, 2), (1, 1))
 
+CHUNKS = ((4,), (1,), (2, 4), (2,), (4,), (1, 2))
+
 
 @dataclass(frozen=True)
 class Size:
@@ -28,6 +30,7 @@ class Size:
     hosts: int = 2
     lag: int = 2
     least: int = 1
+    rivals: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Row:
     resident: float
     working: float
     switch: float
+    after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Sync:
     scale: float = 1.0
     names: tuple[int, ...] = ()
 
-    def __call__(self, item: int, source: Span, target: Span) -> float:
+    def __call__(self, _trainer: int, item: int, source: Span, target: Span) -> float:
         """Seconds of one: less on the same devices, more to another type and over far."""
         item = self.names[item] if self.names else item
         far = 0.0 if source == target else self.base + 0.25 * (source[1] // 2 != target[1] // 2)
@@ -65,7 +69,7 @@ def choices_of(rows: Sequence[Row], types: int, chunks: int, late: float) -> Cho
         devices[at, row.sort] = row.count
     figures = {
         name: np.array([getattr(row, name) for row in rows], np.float64)
-        for name in ("seconds", "resident", "working", "switch")
+        for name in ("seconds", "resident", "working", "switch", "after")
     }
     tail = figures["seconds"] * (late + (1 - late) / chunks)
     return Choices(devices=devices, tail=tail, **figures)
@@ -90,6 +94,7 @@ def rows(draw: DrawFn, available: tuple[int, ...], memory: tuple[float, ...], mo
             resident=min(float(resident), memory[sort]),
             working=min(float(draw(st.integers(0, 6))), max(memory[sort] - resident, 0.0)),
             switch=draw(st.sampled_from([switch, switch, 0.0])),
+            after=draw(st.sampled_from([0.0, 0.0, 0.0, 0.5])),
         )
         if row not in found:
             found.append(row)
@@ -126,7 +131,9 @@ def flows(draw: DrawFn, size: Size) -> tuple[tuple[Step, ...], tuple[bool, ...]]
         trains[item] = at >= count - trainers
         barrier = trains[item] and draw(st.booleans())
         item_steps.append(len(steps))
-        steps.append(Step(item, barrier=barrier, inputs=inputs, streams=not trains[item]))
+        whole = not trains[item] and draw(st.integers(0, 4)) == 3
+        streams = not trains[item] and not whole
+        steps.append(Step(item, 0.0, barrier, inputs, streams=streams, whole=whole))
     makers = item_steps[count - trainers :]
     for v in item_steps:
         sources = [u for u in makers if u != v and (v not in makers or draw(st.booleans()))]
@@ -149,24 +156,17 @@ def _reads(draw: DrawFn, trainers: Sequence[int], most: int):
 
 
 @st.composite
-def instances(draw: DrawFn, size: Size, chunks: tuple[tuple[int, ...], ...]) -> list[Instance]:
-    """One problem, cut into numbers of micro-batches."""
+def instances(draw: DrawFn, size: Size, chunks: Sequence[tuple[int, ...]] = CHUNKS):
+    """One problem, cut into numbers of micro-batches: a list of instances."""
     available = draw(
         st.sampled_from([a for a in AVAILABLE if sum(a) <= size.devices and len(a) <= size.types])
     )
     memory = tuple(float(draw(st.sampled_from([8, 10, 12, 16, 24]))) for _ in available)
     steps, trains = draw(flows(size))
     table = [draw(rows(available, memory, size.choices)) for _ in trains]
-    late = [
-        1.0
-        if step.barrier
-        else draw(st.sampled_from([0.0, 0.5, 0.75]))
-        if trains[step.item]
-        else 0.0
-        for step in sorted((s for s in steps if s.item >= 0), key=lambda s: s.item)
-    ]
-    most = max((read.most for step in steps for read in step.reads), default=0)
     sync = draw(st.sampled_from([None, Sync(0.0), Sync(1.0)]))
+    late = draw(_late(steps))
+    together, apart = draw(_rivals(len(trains))) if size.rivals else ((), ())
     return [
         Instance(
             choices=tuple(
@@ -177,8 +177,65 @@ def instances(draw: DrawFn, size: Size, chunks: tuple[tuple[int, ...], ...]) -> 
             available=available,
             memory=memory,
             chunks=m,
-            lags=tuple(range(most + 1)),
+            lags=_lags(steps),
             sync=sync,
+            together=together,
+            apart=apart,
         )
         for m in draw(st.sampled_from(chunks))
     ]
+
+
+@st.composite
+def roomy(draw: DrawFn, items: int = 6, devices: int = 6, chunks: int = 2) -> Instance:
+    """A choice for each number of devices of one type, and memory for everything."""
+    steps, _ = draw(flows(Size(items=items, least=items, hosts=1, lag=1)))
+    table = []
+    for _ in range(items):
+        work, fixed = draw(st.integers(2, 24)), draw(st.sampled_from([0.0, 0.5, 2.0]))
+        table.append(
+            [
+                Row(0, count, float(np.ceil(4 * work / count) / 4) + fixed, 1.0, 0.0, 0.0)
+                for count in range(1, devices + 1)
+            ]
+        )
+    return Instance(
+        choices=tuple(
+            choices_of(each, 1, chunks, part)
+            for each, part in zip(table, draw(_late(steps)), strict=True)
+        ),
+        steps=steps,
+        available=(devices,),
+        memory=(1e3,),
+        chunks=chunks,
+        lags=_lags(steps),
+    )
+
+
+@st.composite
+def _late(draw: DrawFn, steps: Sequence[Step]) -> list[float]:
+    """The part of each item's seconds that comes after all samples."""
+    late = {
+        step.item: 1.0
+        if step.barrier
+        else 0.0
+        if step.streams
+        else draw(st.sampled_from([0.0, 0.5, 0.75]))
+        for step in steps
+    }
+    return [late[item] for item in sorted(late) if item >= 0]
+
+
+@st.composite
+def _rivals(draw: DrawFn, items: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two that must not stand side by side, and two that must not take turns; mostly none."""
+    found = [0] * items, [0] * items
+    for rivals in found:
+        if items > 1 and draw(st.integers(0, 7)) == 5:
+            a, b = draw(st.permutations(range(items)))[:2]
+            rivals[a], rivals[b] = 1 << b, 1 << a
+    return tuple(found[0]), tuple(found[1])
+
+
+def _lags(steps: Sequence[Step]) -> tuple[int, ...]:
+    return tuple(range(max((read.most for step in steps for read in step.reads), default=0) + 1))
