@@ -97,11 +97,11 @@ class SimulatedMachine:
             case OptimizerStep():
                 return self.costs.optimizer_step_seconds(node, devices, settings)
             case Load():
-                return self.costs.node(node, devices, settings).load_s
+                return self.costs.node(node, devices, settings).load_s / every
             case Offload():
-                return self.costs.node(node, devices, settings).offload_s
-            case Await(model=model, method=method, every=every):
-                return self.sync_seconds(group, model, method) / every
+                return self.costs.node(node, devices, settings).offload_s / every
+            case Await(model=model, method=method, every=deliveries):
+                return self.sync_seconds(group, model, method) / deliveries
             case _:
                 return 0.0
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,34 @@ class Cluster:
                 return group
             first += group.size
         raise IndexError(f"device {device} of a cluster with {self.size}")
+
+    def first_of(self, group: NodeGroup) -> int:
+        """The number of a node group's first device."""
+        return sum(g.size for g in self.groups[: self.groups.index(group)])
+
+    def groups_of(self, devices: Sequence[int]) -> tuple[NodeGroup, ...]:
+        """The node groups of some devices, each once, in the order of the cluster."""
+        found, first = list[NodeGroup](), 0
+        numbers = np.asarray(devices, dtype=np.int64)
+        for group in self.groups:
+            inside = (numbers >= first) & (numbers < first + group.size)
+            found += [group] if inside.any() else []
+            first += group.size
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= first):
+            raise IndexError(f"device {int(numbers.max())} of a cluster with {first}")
+        return tuple(found)
+
+    def machines_of(self, devices: Sequence[int]) -> NDArray[np.int64]:
+        """The number of the machine of each device, counted through all groups."""
+        numbers = np.asarray(devices, dtype=np.int64)
+        found = np.zeros_like(numbers)
+        machine = first = 0
+        for group in self.groups:
+            inside = (numbers >= first) & (numbers < first + group.size)
+            found[inside] = machine + (numbers[inside] - first) // group.devices_per_node
+            first += group.size
+            machine += group.nodes
+        return found
 
     def machine_of(self, device: int) -> int:
         """The number of the machine that holds a device, counted through all groups."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlinf_graph.compiler.cost.layout import dtype_of
+from rlinf_graph.compiler.cost.layout import dtype_of, place_of
 from rlinf_graph.compiler.cost.passes import Parts
 from rlinf_graph.compiler.cost.profile import (
     HANDOVER,
@@ -57,8 +57,8 @@ class Corrections:
     models: Mapping[str, ModelDef]
     shapes: Mapping[str, ModelShape]
     profile: Profile | None
-    _known: dict[tuple[str, tuple[int, ...], str, int], Corrector] = field(
-        default_factory=dict[tuple[str, tuple[int, ...], str, int], Corrector], compare=False
+    _known: dict[tuple[str, Sequence[int], str, int], Corrector] = field(
+        default_factory=dict[tuple[str, Sequence[int], str, int], Corrector], compare=False
     )
 
     def subject(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Subject:
@@ -70,7 +70,7 @@ class Corrections:
             return self._delivery(node.model or "", devices[0])
         if not isinstance(node.work, Generate | Forward | Train):
             return subject_of_host(node)
-        names = sorted({self.cluster.group_of(device).device.name for device in devices})
+        names = sorted({group.device.name for group in self.cluster.groups_of(devices)})
         return self._of_model(
             node.type, node.model or "", devices, settings.engine, " + ".join(names)
         )
@@ -80,7 +80,7 @@ class Corrections:
         if self.profile is None:
             return Corrector()
         ranks = settings.parallel.dp
-        key = (node.name, tuple(devices), settings.engine, ranks)
+        key = (node.name, place_of(devices), settings.engine, ranks)
         if key not in self._known:
             subject = self.subject(node, devices, settings)
             found: dict[Kind, Correction] = {
@@ -123,7 +123,7 @@ class Corrections:
     def _of_model(
         self, node_type: str, model: str, devices: Sequence[int], engine: str, device: str
     ) -> Subject:
-        kinds = {self.cluster.group_of(d).device.kind for d in devices}
+        kinds = {group.device.kind for group in self.cluster.groups_of(devices)}
         definition, shape = self.models[model], self.shapes[model]
         dtype = dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")
         return subject_of_model(node_type, definition, shape, dtype, engine, device)

@@ -23,6 +23,11 @@ from rlinf_graph.ir.work import Generate, Work
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
 
+def place_of(devices: Sequence[int]) -> Sequence[int]:
+    """Devices as something to remember a figure by; ranges stay as short as they are."""
+    return devices if isinstance(devices, range) else tuple(devices)
+
+
 def dtype_of(model: ModelDef, kind: str) -> str:
     """The number format of a model on a kind of device."""
     if model.dtype == "auto":
@@ -63,8 +68,7 @@ class Hardware:
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
     """The hardware of a node with a layout."""
-    groups = {group.name: group for group in map(cluster.group_of, devices)}.values()
-    types = [group.device for group in groups]
+    types = [group.device for group in cluster.groups_of(devices)]
     dtypes = {dtype for device in types for dtype, _ in device.flops}
     links = [device.host_link for device in types]
     tp, model = parallel.tp, parallel.tp * parallel.cp

@@ -8,7 +8,6 @@ machine has members, so that its speed is that of the slower of one link inside 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,11 +77,12 @@ class Ring:
 
 def ring(cluster: Cluster, devices: Sequence[int]) -> Ring:
     """The ring over some devices of a cluster."""
-    groups = {group.name: group for group in map(cluster.group_of, devices)}.values()
-    machines = Counter(map(cluster.machine_of, devices))
+    groups = cluster.groups_of(devices)
+    machines = np.bincount(cluster.machines_of(devices))
+    machines = machines[machines > 0]
     inside = _slowest([group.inside for group in groups])
     between = _slowest([group.between for group in groups]) if len(machines) > 1 else None
-    return Ring(len(devices), min(machines.values()), inside, between)
+    return Ring(len(devices), int(machines.min()), inside, between)
 
 
 def _slowest(links: Sequence[Link]) -> Link:

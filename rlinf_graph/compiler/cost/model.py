@@ -20,6 +20,7 @@ from rlinf_graph.compiler.cost.layout import (
     Layout,
     dtype_of,
     hardware_of,
+    place_of,
     refusal,
 )
 from rlinf_graph.compiler.cost.links import COLLECTIVE, ring
@@ -83,9 +84,9 @@ class CostModel:
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
-        self._hardware: dict[tuple[tuple[int, ...], Parallel], Hardware] = {}
-        self._layouts: dict[tuple[str, tuple[int, ...], NodePlan], Layout] = {}
-        self._costs: dict[tuple[str, DeviceWork, Layout, float], NodeCost] = {}
+        self._hardware: dict[tuple[Sequence[int], Parallel], Hardware] = {}
+        self._layouts: dict[tuple[str, Sequence[int], NodePlan], Layout] = {}
+        self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
 
     def node(
         self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
@@ -102,13 +103,19 @@ class CostModel:
         Raises:
             CompileError: RG0406, for a layout that cannot run.
         """
-        work, layout = self._work(node), self._layout(node, devices, settings)
-        key = (node.name, work, layout, kept if isinstance(work, Generate) else 0.0)
+        work, place = self._work(node), place_of(devices)
+        key = (node.name, work, place, settings, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
+            layout = self._layout(node, place, settings)
             correct = self.corrections.node(node, devices, settings)
             made = _node_cost(layout, work, kept, correct)
             self._costs[key] = _in_loop(made, node, settings.chunks)
         return self._costs[key]
+
+    def resident(self, node: Node, devices: Sequence[int], settings: NodePlan) -> float:
+        """Bytes of each device that stay between uses."""
+        trained = isinstance(self._work(node), Train)
+        return sum(memory.resident(self._layout(node, devices, settings), trained).values())
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
@@ -172,13 +179,14 @@ class CostModel:
         device does for it, not the way between devices.
         """
         definition, shape = self._models[model], self.shapes[model]
-        kinds = {self.cluster.group_of(d).device.kind for d in (*source, *target)}
+        groups = {*self.cluster.groups_of(source), *self.cluster.groups_of(target)}
+        kinds = {group.device.kind for group in groups}
         dtype = dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")
         size = shape.parameters(definition.head) * SIZES[dtype]
         devices = sorted({*source, *target}) if method == "broadcast" else list(source)
         slowest = min(
             g.device.memory_bandwidth * EFFICIENCY[g.device.kind].bandwidth
-            for g in map(self.cluster.group_of, (*source, *target))
+            for g in groups
         )
         seconds, origin = 2 * size / slowest, "roofline"
         if made := self.corrections.sync(model, source[0]):
@@ -189,7 +197,7 @@ class CostModel:
         return seconds, origin
 
     def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
-        place = tuple(devices)
+        place = place_of(devices)
         key = (node.name, place, settings)
         if key not in self._layouts:
             refused = self.refusal(node, place, settings)
@@ -208,7 +216,7 @@ class CostModel:
             )
         return self._layouts[key]
 
-    def _hardware_of(self, devices: tuple[int, ...], parallel: Parallel) -> Hardware:
+    def _hardware_of(self, devices: Sequence[int], parallel: Parallel) -> Hardware:
         key = (devices, parallel)
         if key not in self._hardware:
             self._hardware[key] = hardware_of(self.cluster, devices, parallel)

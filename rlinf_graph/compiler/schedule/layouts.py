@@ -1,20 +1,32 @@
-"""The ways in which one node can use a number of devices: a Pareto front of time and memory."""
+"""The ways in which one node can use devices: a Pareto front of number, time and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from rlinf_graph.compiler.cost import CostModel, NodeCost
+from rlinf_graph.compiler.schedule.engines import Able, Axes, engines_of
+from rlinf_graph.compiler.schedule.memory import usable
 from rlinf_graph.compiler.schedule.pins import Pin
-from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import NodePlan, Parallel
+from rlinf_graph.ir.work import Generate
 
 GRAIN = 1e-3
 """Of a device's memory, by default."""
+
+SLOTS = (None, 256, 64, 16)
+"""Sequences decoded together at most: a smaller key-value cache; None for what the engine takes."""
+
+LONG = 8192
+"""Tokens of a longest sequence from which on it may be cut over context-parallel ranks."""
 
 
 @dataclass(frozen=True)
@@ -39,99 +51,165 @@ class Option:
         """Devices it runs on."""
         return self.settings.parallel.devices
 
-    def covers(self, other: Option, grain: float) -> bool:
-        """Whether nothing speaks for the other; less than `grain` bytes do not."""
-        return (
-            self.cost.seconds <= other.cost.seconds
-            and self.resident <= other.resident + grain
-            and self.working <= other.working + grain
-        )
-
 
 @dataclass
 class Layouts:
-    """Options of the nodes of one graph on one cluster, worked out once; `grain` as in `Search`."""
+    """Options of the nodes of one graph on one cluster, worked out once.
+
+    Attributes:
+        graph, cluster, costs: what is asked about.
+        pins: given devices and tensor parallelism.
+        engines: that may be planned with; None for all that are known.
+        grain: part of a device's memory that is not worth any time.
+    """
 
     graph: Graph
     cluster: Cluster
     costs: CostModel
     pins: dict[str, Pin]
+    engines: Axes | None = None
     grain: float = GRAIN
-    _known: dict[tuple[str, int, int], list[Option]] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # inferred from the annotation
+    _known: dict[tuple[str, str, int], list[Option]] = field(
+        default_factory=dict[tuple[str, str, int], list[Option]]
+    )
 
-    def options(self, name: str, devices: tuple[int, ...], chunks: int) -> list[Option]:
-        """The Pareto front on these devices or the first of them; fastest first.
+    def options(self, name: str, group: NodeGroup, chunks: int) -> list[Option]:
+        """The front on the devices of one node group, fastest first.
 
-        Empty when no division of the batch fits.
+        What does not fit on a device even alone is left out, unless nothing else is there. Empty
+        when no division of the batch is possible.
         """
-        key = (name, len(devices), chunks)
+        node = self.graph.node(name)
+        chunks = chunks if node.role is Role.COMPUTE else 1
+        key = (name, group.name, chunks)
         if key not in self._known:
-            self._known[key] = self._front(self.graph.node(name), devices, chunks)
+            self._known[key] = self._front(node, group, chunks)
         return self._known[key]
 
-    def _front(self, node: Node, devices: tuple[int, ...], chunks: int) -> list[Option]:
-        """More devices are not always faster: small work is all latency and communication."""
-        made = [
-            Option(settings, self.costs.node(node, devices[:used], settings))
-            for used in range(len(devices), 0, -1)
-            for settings in self._settings(node, used, chunks)
-        ]
-        memory = min(self.cluster.group_of(device).device.memory for device in devices)
-        return _pareto(made, self.grain * memory)
+    def following(self, name: str, group: NodeGroup, leader: Option) -> Option:
+        """An evaluation with the engine of another node, on as many of its replicas as it needs."""
+        node, given = self.graph.node(name), leader.settings
+        most = 1
+        if node.inputs:
+            volume = self.graph.volume(node, node.inputs[0].source)
+            most = volume.samples // volume.group
+        ranks = min(given.parallel.dp, most)
+        parallel = given.parallel.model_copy(
+            update={"dp": ranks, "ep": math.gcd(given.parallel.ep, ranks)}
+        )
+        settings = given.model_copy(update={"parallel": parallel, "chunks": 1})
+        first = self.cluster.first_of(group)
+        return Option(
+            settings, self.costs.node(node, range(first, first + parallel.devices), settings)
+        )
 
-    def _settings(self, node: Node, devices: int, chunks: int) -> Iterator[NodePlan]:
-        tp = self.pins.get(node.name, Pin()).tp or 1
-        if devices % tp:
-            return
-        ranks = devices // tp
-        if node.role is Role.TRAIN:
-            yield from self._training(node, ranks, tp)
-        else:
-            yield from self._streaming(node, ranks, tp, chunks)
+    def _front(self, node: Node, group: NodeGroup, chunks: int) -> list[Option]:
+        first, memory = self.cluster.first_of(group), usable(group)
+        made: list[Option] = []
+        large: list[tuple[float, NodePlan]] = []
+        for settings in self._settings(node, group, chunks):
+            place = range(first, first + settings.parallel.devices)
+            if self.costs.refusal(node, place, settings) is not None:
+                continue
+            kept = self.costs.resident(node, place, settings)
+            if kept > memory:
+                large.append((kept, settings))
+            else:
+                made.append(Option(settings, self.costs.node(node, place, settings)))
+        if not made and large:
+            least = min(large, key=lambda pair: pair[0])[1]
+            place = range(first, first + least.parallel.devices)
+            made = [Option(least, self.costs.node(node, place, least))]
+        return _pareto(made, self.grain * memory, memory)
 
-    def _training(self, node: Node, ranks: int, tp: int) -> Iterator[NodePlan]:
+    def _settings(self, node: Node, group: NodeGroup, chunks: int) -> Iterator[NodePlan]:
+        for able in engines_of(self.graph, node, group.device.kind, self.engines):
+            if node.role is Role.TRAIN:
+                yield from self._training(node, group, able)
+            else:
+                yield from self._streaming(node, group, able, chunks)
+
+    def _training(self, node: Node, group: NodeGroup, able: Able) -> Iterator[NodePlan]:
         minibatch = node.option("minibatch") or self.samples(node)
-        if minibatch % ranks:
-            return
-        shares = ("none", "fsdp") if ranks > 1 and not self._on_cpu else ("none",)
-        for shard in shares:
-            for micro_batch in _powers(minibatch // ranks):
-                for recompute in (False,) if self._on_cpu else (False, True):
-                    yield NodePlan(
-                        parallel=Parallel(dp=ranks, tp=tp, shard=shard),
-                        micro_batch=micro_batch,
-                        recompute=recompute,
-                    )
+        on_cpu = group.device.kind == "cpu"
+        for parallel in self._parallels(node, group, able, _divisors(minibatch)):
+            for shard in ("none", "fsdp") if "fsdp" in able.axes else ("none",):
+                if shard == "fsdp" and (parallel.dp == 1 or on_cpu):
+                    continue
+                spread = parallel.model_copy(update={"shard": shard})
+                for micro_batch in _powers(minibatch // parallel.dp):
+                    for recompute in (False,) if on_cpu else (False, True):
+                        yield NodePlan(
+                            parallel=spread,
+                            engine=able.name,
+                            micro_batch=micro_batch,
+                            recompute=recompute,
+                        )
 
-    def _streaming(self, node: Node, ranks: int, tp: int, chunks: int) -> Iterator[NodePlan]:
+    def _streaming(
+        self, node: Node, group: NodeGroup, able: Able, chunks: int
+    ) -> Iterator[NodePlan]:
         if not node.inputs:  # an evaluation that makes its own samples
-            if ranks == 1:
-                yield NodePlan(parallel=Parallel(tp=tp))
-            return
-        edge = node.inputs[0]
-        volume = self.graph.volume(node, edge.source)
-        units = volume.samples // volume.group
-        parallel = Parallel(dp=ranks, tp=tp)
-        if node.role is Role.EVALUATE:  # shares may differ by one sample
-            if units >= ranks:
-                yield NodePlan(parallel=parallel)
-        elif units % (ranks * chunks) == 0:
-            yield NodePlan(parallel=parallel, chunks=chunks)
+            ranks = [1]
+        else:
+            volume = self.graph.volume(node, node.inputs[0].source)
+            units = volume.samples // volume.group
+            if node.role is Role.EVALUATE:  # shares may differ by one sample
+                ranks = sorted({*_powers(units), *_up_to(units)})
+            else:
+                ranks = _divisors(units // chunks) if units % chunks == 0 else []
+        generates = isinstance(node.work, Generate)
+        for parallel in self._parallels(node, group, able, ranks):
+            for slots in SLOTS if generates and able.name != "torch" else (None,):
+                yield NodePlan(
+                    parallel=parallel, engine=able.name, chunks=chunks, micro_batch=slots
+                )
+
+    def _parallels(
+        self, node: Node, group: NodeGroup, able: Able, ranks: Sequence[int]
+    ) -> Iterator[Parallel]:
+        """Degrees of the axes of an engine, tensor ranks within a machine."""
+        shape, pinned = self.costs.shapes[node.model or ""], self.pins.get(node.name, Pin()).tp
+        long = node.role is not Role.EVALUATE and _longest(node) >= LONG
+        machine = group.devices_per_node
+        for tp in [pinned] if pinned else _degrees("tp", able, machine):
+            for pp in _degrees("pp", able, shape.layers):
+                for cp in _degrees("cp", able, machine // tp if long else 1):
+                    for dp in ranks:
+                        if tp * pp * cp * dp > group.size or ("dp" not in able.axes and dp > 1):
+                            continue
+                        for ep in _degrees("ep", able, dp if shape.experts else 1):
+                            yield Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
 
     def samples(self, node: Node) -> int:
         """Samples that a node takes in an iteration."""
         return self.graph.volume(node, node.inputs[0].source).samples
 
-    @property
-    def _on_cpu(self) -> bool:
-        return all(group.device.kind == "cpu" for group in self.cluster.groups)
+
+def _longest(node: Node) -> float:
+    lengths = getattr(node.work, "lengths", None)
+    return lengths.longest if lengths else 0.0
 
 
-def _pareto(options: list[Option], grain: float) -> list[Option]:
-    ordered = sorted(options, key=lambda o: (o.cost.seconds, o.resident + o.working, o.used))
+def _degrees(axis: str, able: Able, most: int) -> list[int]:
+    """Powers of two."""
+    return [2**i for i in range(max(1, most).bit_length())] if axis in able.axes else [1]
+
+
+def _pareto(options: list[Option], grain: float, memory: float) -> list[Option]:
+    """Those for which something speaks; less than `grain` bytes do not."""
+    fitting = [o for o in options if o.resident + o.working <= memory]
+    if not fitting:
+        fitting = sorted(options, key=lambda o: o.resident + o.working)[:1]
+    ordered = sorted(
+        fitting, key=lambda o: (o.cost.seconds, o.used, o.resident + o.working, o.resident)
+    )
     kept: list[Option] = []
+    rows = np.zeros((len(ordered), 3))
     for option in ordered:
-        if not any(better.covers(option, grain) for better in kept):
+        mine = np.asarray([option.used, option.resident + grain, option.working + grain])
+        if not (rows[: len(kept)] <= mine).all(axis=1).any():
+            rows[len(kept)] = option.used, option.resident, option.working
             kept.append(option)
     return kept
 
@@ -139,3 +217,12 @@ def _pareto(options: list[Option], grain: float) -> list[Option]:
 def _powers(most: int) -> list[int]:
     """The powers of two that divide `most`, and `most` itself."""
     return sorted({2**i for i in range(most.bit_length()) if most % 2**i == 0} | {most})
+
+
+def _up_to(most: int) -> list[int]:
+    """Powers of two up to `most`."""
+    return [2**i for i in range(most.bit_length())]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

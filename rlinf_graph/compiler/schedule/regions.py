@@ -37,6 +37,10 @@ class Units:
         """The unit that a placed node belongs to."""
         return next(unit for unit, members in self._members.items() if name in members)
 
+    def members(self, name: str) -> list[str]:
+        """The placed nodes of a unit."""
+        return self._members[name]
+
     def spread(self, placement: Placement) -> Placement:
         """Every unit as what stands in it: nodes of a loop that share devices take turns."""
         if isinstance(placement, Leaf):

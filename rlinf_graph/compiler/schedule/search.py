@@ -1,24 +1,29 @@
-"""The best plan: candidates in the order of their bounds, simulated until no bound is lower."""
+"""The best plan of a pipeline for a cluster: the solver's answers, simulated."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from rlinf_graph.compiler.cost import CostModel
-from rlinf_graph.compiler.lower import cadence, is_host, lower, works
-from rlinf_graph.compiler.schedule.bound import Bounds
-from rlinf_graph.compiler.schedule.candidate import Candidate, host_processes, to_plan
+from rlinf_graph.compiler.lower import lower
+from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
+from rlinf_graph.compiler.schedule.engines import Axes
+from rlinf_graph.compiler.schedule.families import MODES, Infeasible, Kind, least_lacking
+from rlinf_graph.compiler.schedule.instance import Instance
+from rlinf_graph.compiler.schedule.items import Cut, Items
 from rlinf_graph.compiler.schedule.layouts import GRAIN, Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
 from rlinf_graph.compiler.schedule.pins import Pin, read_pins
+from rlinf_graph.compiler.schedule.placing import Placer
 from rlinf_graph.compiler.schedule.shortage import no_plan_fits
-from rlinf_graph.compiler.schedule.space import Infeasible, Space
+from rlinf_graph.compiler.schedule.solve import Answer, Solved, Solver
 from rlinf_graph.compiler.simulate import simulate
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.plan import Estimate, Plan, devices_of
+from rlinf_graph.ir.plan import Estimate, Plan
 from rlinf_graph.ir.timeline import Event, period
 
 SAME = 1e-9
@@ -26,8 +31,10 @@ ATTEMPT_S = 1.0
 """For each change that a shortage of memory suggests."""
 SETTLED = 1e-3
 MOST_ITERATIONS = 64
-TRIES = 4
-"""Candidates simulated of a family that is shown only as rejected."""
+ENOUGH, TRIES = 1e-3, 8
+"""A gap that is small enough when so many plans have been simulated."""
+FAMILY_TRIES, FAMILY_S, FAMILY_BANDS = 2, 1.0, 24
+"""Plans simulated of a kind that is shown only as rejected, seconds and bands for it."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +54,17 @@ class Found:
 
     Attributes:
         best: the chosen plan with its timeline.
-        families: the best simulated plan of every other mode and staleness.
-        infeasible: by mode, the placement that lacked least.
-        plans, simulated: how many candidates there were, and how many had to be simulated.
-        bound: of the best candidate that was not simulated; the best's own seconds if none.
-        complete: whether every candidate of the space was looked at.
+        plans, simulated: how many were looked at, and how many of them were simulated.
+        bound: what no other plan of the space can beat.
         search_s: seconds of the search.
     """
 
     best: Simulated
-    families: tuple[Simulated, ...]
-    infeasible: tuple[Infeasible, ...]
     plans: int
     simulated: int
     bound: float
-    complete: bool
     search_s: float
+    _space: Space = field(repr=False, compare=False)
 
     @property
     def gap(self) -> float:
@@ -72,14 +74,30 @@ class Found:
     @property
     def proved(self) -> bool:
         """Whether no other plan of the modelled space can be better."""
-        return self.complete and self.gap <= SAME
+        return self.gap <= SAME
+
+    @cached_property
+    def families(self) -> tuple[Simulated, ...]:
+        """The best plan of every other kind, as far as a moment finds it."""
+        return self._space.families(self.best)
+
+    @cached_property
+    def infeasible(self) -> tuple[Infeasible, ...]:
+        """Of modes without a plan, the placement that lacks least."""
+        known = {self.best.plan.mode, *(other.plan.mode for other in self.families)}
+        return self._space.infeasible(known)
 
 
 @dataclass
 class Search:
-    """One search. `limit_s` bounds the enumeration and the simulation, each.
+    """One search.
 
-    Layouts that save less than `grain` of a device's memory are not worth their time.
+    Attributes:
+        graph, cluster, costs: what to plan.
+        limit_s: seconds after which the best so far is taken.
+        pins: given devices and tensor parallelism, besides those of the pipeline.
+        grain: layouts that save less of a device's memory are not worth their time.
+        engines: that may be planned with, and their axes; None for all that are known.
     """
 
     graph: Graph
@@ -88,6 +106,7 @@ class Search:
     limit_s: float = 8.0
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
     grain: float = GRAIN
+    engines: Axes | None = None
 
     def run(self) -> Found:
         """Search.
@@ -97,134 +116,124 @@ class Search:
         """
         start = time.perf_counter()
         pins = read_pins(self.graph, self.cluster, self.pins)
-        candidates, infeasible, complete = self._enumerate(pins, start + self.limit_s)
-        if not candidates:
+        space = self.space(pins)
+        solved = space.solve(self.limit_s)
+        if solved.best is None or solved.best[1] == float("inf"):
             case = Case(self.graph, self.cluster, pins)
-            raise no_plan_fits(case, infeasible, self._attempt)
-        done, bound = self._simulate(candidates, time.perf_counter() + self.limit_s)
-        best = min(done, key=_order)
-        done += self._families(candidates, done)
-        families = {s.candidate.family: s for s in sorted(done, key=_order, reverse=True)}
-        families.pop(best.candidate.family, None)
-        others = sorted(families.values(), key=_order)
+            raise no_plan_fits(case, space.shortages(), self._attempt)
+        best, seconds = space.simulated(solved.best[0]), solved.best[1]
+        if best is None:
+            raise ValueError("the best plan has no devices")
+        bound = min(solved.bound, seconds)
         return Found(
-            best=self._estimated(best, min(bound, best.seconds), complete),
-            families=tuple(others),
-            infeasible=tuple(infeasible.values()),
-            plans=len(candidates),
-            simulated=len(done),
-            bound=min(bound, best.seconds),
-            complete=complete,
+            best=self._estimated(best, bound),
+            plans=solved.plans,
+            simulated=len(solved.judged),
+            bound=bound,
             search_s=time.perf_counter() - start,
+            _space=space,
         )
 
-    def _enumerate(
-        self, pins: dict[str, Pin], deadline: float
-    ) -> tuple[list[Candidate], dict[str, Infeasible], bool]:
-        layouts = Layouts(self.graph, self.cluster, self.costs, pins, self.grain)
-        bounds = Bounds(self.graph, self._sync_seconds, self._host_seconds())
-        candidates: list[Candidate] = []
-        infeasible: dict[str, Infeasible] = {}
-        for found in Space(self.graph, self.cluster, layouts, bounds, pins).candidates():
-            if isinstance(found, Infeasible):
-                known = infeasible.get(found.mode)
-                if known is None or _lack(found) < _lack(known):
-                    infeasible[found.mode] = found
-            else:
-                candidates.append(found)
-            if time.perf_counter() > deadline:
-                return candidates, infeasible, False
-        return candidates, infeasible, True
+    def space(self, pins: dict[str, Pin]) -> Space:
+        """The plans that pins allow."""
+        layouts = Layouts(self.graph, self.cluster, self.costs, pins, self.engines, self.grain)
+        items = Items(self.graph, self.cluster, self.costs, layouts, pins)
+        return Space(items)
 
     def _attempt(self, case: Case) -> Tried:
         """Whether something fits in another case; its time, where a second is enough for it."""
         costs = CostModel(case.graph, case.cluster, self.costs.profile)
         search = replace(self, graph=case.graph, cluster=case.cluster, costs=costs)
-        found, infeasible, complete = search._enumerate(
-            dict(case.pins), time.perf_counter() + ATTEMPT_S
-        )
-        if not found:
-            over = min((_lack(i) for i in infeasible.values()), default=float("inf"))
-            return Tried(fits=False, over=over)
-        if not complete:
-            return Tried(fits=True)
-        best = min(found, key=lambda c: (c.bound, c.staleness, c.chunks, c.label()))
-        return Tried(fits=True, seconds=search.simulated(best).seconds)
+        space = search.space(dict(case.pins))
+        solved = space.solve(ATTEMPT_S, tries=1, enough=1.0)
+        if solved.best is None or solved.best[1] == float("inf"):
+            lacks = (i.short.over for i in space.shortages().values() if i.short)
+            return Tried(fits=False, over=min(lacks, default=float("inf")))
+        return Tried(fits=True, seconds=solved.best[1])
 
-    def _simulate(
-        self, candidates: list[Candidate], deadline: float
-    ) -> tuple[list[Simulated], float]:
-        """Simulate in the order of bounds; the bound of the first one left out."""
-        ordered = sorted(candidates, key=lambda c: (c.bound, c.staleness, c.chunks, c.label()))
-        done: list[Simulated] = []
-        best = float("inf")
-        for candidate in ordered:
-            if candidate.bound >= best * (1 - SAME) or (done and time.perf_counter() > deadline):
-                return done, candidate.bound
-            done.append(self.simulated(candidate))
-            best = min(best, done[-1].seconds)
-        return done, best
+    def _estimated(self, best: Simulated, bound: float) -> Simulated:
+        proved = bound >= best.seconds * (1 - SAME)
+        profile = self.costs.profile.file if self.costs.profile else None
+        estimate = Estimate(iteration_s=best.seconds, bound_s=bound, proved=proved, profile=profile)
+        plan = best.plan.model_copy(update={"estimate": estimate})
+        return replace(best, plan=plan)
 
-    def _families(self, candidates: list[Candidate], done: list[Simulated]) -> list[Simulated]:
-        """The best of each family that was pruned, or nearly: a few by bound are simulated."""
-        seen = {s.candidate.family for s in done}
-        by_family: dict[tuple[str, int], list[Candidate]] = {}
-        for candidate in sorted(candidates, key=lambda c: (c.bound, c.chunks, c.label())):
-            if candidate.family not in seen:
-                by_family.setdefault(candidate.family, []).append(candidate)
-        made: list[Simulated] = []
-        for family in by_family.values():
-            best = float("inf")
-            for candidate in family[:TRIES]:
-                if candidate.bound >= best:
-                    break
-                made.append(self.simulated(candidate))
-                best = min(best, made[-1].seconds)
-        return made
 
-    def simulated(self, candidate: Candidate) -> Simulated:
+@dataclass
+class Space:
+    """The plans of a graph on a cluster, and simulations of them."""
+
+    items: Items
+    _done: dict[Answer, Simulated | None] = field(default_factory=dict[Answer, Simulated | None])
+
+    @cached_property
+    def instances(self) -> list[tuple[Cut, Instance]]:
+        """The problem, for every way to cut samples that the batches allow."""
+        made = [(cut, self.items.instance(cut)) for cut in self.items.cuts()]
+        return [(cut, instance) for cut, instance in made if instance is not None]
+
+    def solve(self, limit_s: float, tries: int = TRIES, enough: float = ENOUGH) -> Solved:
+        """Search all of it."""
+        instances = [instance for _cut, instance in self.instances]
+        solver = Solver(instances, self.seconds, enough=enough, tries=tries, limit_s=limit_s)
+        return solver.run()
+
+    def seconds(self, answer: Answer) -> float:
+        """Of an iteration, by simulation; infinite for a plan that finds no devices."""
+        done = self.simulated(answer)
+        return done.seconds if done else float("inf")
+
+    def simulated(self, answer: Answer) -> Simulated | None:
+        """The steady state of a plan."""
+        if answer not in self._done:
+            cut = self.instances[answer.instance][0]
+            candidate = Placer(self.items, cut, answer).candidate()
+            self._done[answer] = self.steady(candidate) if candidate else None
+        return self._done[answer]
+
+    def steady(self, candidate: Candidate) -> Simulated:
         """The steady state of a candidate."""
-        plan = to_plan(candidate, self.graph, self.cluster)
-        program = lower(self.graph, plan)
+        graph, cluster, costs = self.items.graph, self.items.cluster, self.items.costs
+        plan = to_plan(candidate, graph, cluster)
+        program = lower(graph, plan)
         iterations = 4 * (1 + candidate.staleness)
         while True:
-            events = simulate(program, self.graph, plan, self.cluster, self.costs, iterations)
+            events = simulate(program, graph, plan, cluster, costs, iterations)
             seconds = period(events, iterations)
             settled = abs(seconds - period(events, iterations - 1)) <= SETTLED * seconds
             if settled or iterations >= MOST_ITERATIONS:
                 return Simulated(candidate, plan, tuple(events), iterations, seconds)
             iterations *= 2
 
-    def _estimated(self, best: Simulated, bound: float, complete: bool) -> Simulated:
-        proved = complete and bound >= best.seconds * (1 - SAME)
-        profile = self.costs.profile.file if self.costs.profile else None
-        estimate = Estimate(iteration_s=best.seconds, bound_s=bound, proved=proved, profile=profile)
-        plan = best.plan.model_copy(update={"estimate": estimate})
-        return Simulated(best.candidate, plan, best.events, best.iterations, best.seconds)
+    def families(self, best: Simulated) -> tuple[Simulated, ...]:
+        """The best of every other kind than a plan's, best first."""
+        lags = sorted({0, 1, best.candidate.staleness, *self.items.lags()[-1:]})
+        kinds = [Kind("collocated", 0)]
+        kinds += [Kind(m, lag) for m in MODES[1:] for lag in lags if lag in self.items.lags()]
+        own = Kind(*best.candidate.family)
+        found = [made for kind in kinds if kind != own and (made := self._best_of(kind))]
+        return tuple(sorted(found, key=lambda made: (made.seconds, made.candidate.label())))
 
-    def _host_seconds(self) -> float:
-        """Of the busiest host node in an iteration."""
-        group, processes = self.cluster.groups[0], host_processes(self.cluster)
-        return max(
-            (
-                self.costs.host(node, processes, group).seconds / cadence(self.graph, node)
-                for node in self.graph.nodes
-                if works(node) and is_host(node)
-            ),
-            default=0.0,
-        )
+    def _best_of(self, kind: Kind) -> Simulated | None:
+        lags = (kind.staleness,)
+        solved = Solver(
+            [replace(instance, lags=lags) for _cut, instance in self.instances],
+            self.seconds,
+            enough=ENOUGH,
+            tries=FAMILY_TRIES,
+            limit_s=FAMILY_S,
+            keep=kind.keeps,
+            most_bands=FAMILY_BANDS,
+        ).run()
+        if solved.best is None or solved.best[1] == float("inf"):
+            return None
+        return self.simulated(solved.best[0])
 
-    def _sync_seconds(self, model: str, source: tuple[int, ...], target: tuple[int, ...]) -> float:
-        method = "copy" if set(target) <= set(source) else "broadcast"
-        return self.costs.sync(model, source, target, method)[0]
+    def infeasible(self, known: set[str]) -> tuple[Infeasible, ...]:
+        """Of modes without a plan, the placement that lacks least memory."""
+        made = (least_lacking(self.items, mode) for mode in MODES if mode not in known)
+        return tuple(lacking for lacking in made if lacking is not None)
 
-
-def _order(done: Simulated) -> tuple[float, int, int, int, str]:
-    """Better plans first; of equal ones the fresher, smaller, simpler, by no chance."""
-    shown, candidate = float(f"{done.seconds:.9g}"), done.candidate
-    used = len(devices_of(candidate.placement))
-    return shown, candidate.staleness, used, candidate.chunks, candidate.label()
-
-
-def _lack(found: Infeasible) -> float:
-    return found.short.over if found.short else float("inf")
+    def shortages(self) -> dict[str, Infeasible]:
+        """By mode, the placement that lacks least."""
+        return {lacking.mode: lacking for lacking in self.infeasible(set())}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlinf_graph.compiler.check_plan import device_nodes
+from rlinf_graph.compiler.schedule.families import Infeasible
 from rlinf_graph.compiler.schedule.memory import RESERVED
 from rlinf_graph.compiler.schedule.mends import Case, Try, mends
-from rlinf_graph.compiler.schedule.space import Infeasible
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.plan import leaves_of
 
