@@ -86,6 +86,7 @@ class CostModel:
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
         self._hardware: dict[tuple[Sequence[int], Parallel], Hardware] = {}
         self._layouts: dict[tuple[str, Sequence[int], NodePlan], Layout] = {}
+        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts]] = {}
         self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
 
     def node(
@@ -108,14 +109,28 @@ class CostModel:
         if key not in self._costs:
             layout = self._layout(node, place, settings)
             correct = self.corrections.node(node, devices, settings)
-            made = _node_cost(layout, work, kept, correct)
+            if isinstance(work, Generate):
+                parts, working = self._sampling(node, layout, work, kept)
+                made = _sampled(layout, dict(parts), dict(working), correct)
+            else:
+                made = _passed(layout, work, correct)
             self._costs[key] = _in_loop(made, node, settings.chunks)
         return self._costs[key]
 
-    def resident(self, node: Node, devices: Sequence[int], settings: NodePlan) -> float:
-        """Bytes of each device that stay between uses."""
-        trained = isinstance(self._work(node), Train)
-        return sum(memory.resident(self._layout(node, devices, settings), trained).values())
+    def within(
+        self, node: Node, devices: range, settings: NodePlan, room: float
+    ) -> NodeCost | None:
+        """The cost of a device node; None for a layout that cannot run.
+
+        Neither can one that keeps more than `room` bytes on a device.
+        """
+        work = self._work(node)
+        if refusal(self.shapes[node.model or ""], work, len(devices), settings):
+            return None
+        layout = self._layout(node, devices, settings)
+        if sum(memory.resident(layout, isinstance(work, Train)).values()) > room:
+            return None
+        return self.node(node, devices, settings)
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
@@ -196,6 +211,22 @@ class CostModel:
             origin = "roofline"
         return seconds, origin
 
+    def _sampling(
+        self, node: Node, layout: Layout, work: Generate, kept: float
+    ) -> tuple[Parts, Parts]:
+        """Seconds of one chunk by cause and bytes while it runs.
+
+        Replicas with equally many sequences take equally long, however many there are.
+        """
+        rollout, hardware, parallel = Rollout(layout, work, kept), layout.hardware, layout.parallel
+        given = (node.name, work, rollout.sequences, kept, layout.settings.engine)
+        degrees = (parallel.tp, parallel.pp, parallel.ep, layout.settings.micro_batch)
+        machine = (hardware.tensor, hardware.experts, hardware.memory, hardware.memory_bandwidth)
+        key = (*given, *degrees, *machine, hardware.flops)
+        if key not in self._samplings:
+            self._samplings[key] = rollout.parts(), memory.rollout_working(rollout)
+        return self._samplings[key]
+
     def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
         place = place_of(devices)
         key = (node.name, place, settings)
@@ -239,23 +270,25 @@ class CostModel:
         return work
 
 
-def _node_cost(layout: Layout, work: DeviceWork, kept: float, correct: Corrector) -> NodeCost:
-    chunks = layout.settings.chunks
-    match work:
-        case Generate():
-            rollout = Rollout(layout, work, kept)
-            parts, measured = rollout.parts(), correct.covers("chunk")
-            parts = scaled(correct("chunk", parts), chunks)
-            working = memory.rollout_working(rollout)
-        case Forward():
-            parts, measured = training.forward_chunk(layout, work), correct.covers("chunk")
-            parts = scaled(correct("chunk", parts), chunks)
-            working = memory.pass_working(layout, work)
-        case Train():
-            parts = training.train_parts(layout, work, correct)
-            measured = correct.covers("accumulate", "optimizer_step")
-            working = memory.pass_working(layout, work)
-    resident = memory.resident(layout, trained=isinstance(work, Train))
+def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -> NodeCost:
+    parts = scaled(correct("chunk", chunk), layout.settings.chunks)
+    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+
+
+def _passed(layout: Layout, work: Forward | Train, correct: Corrector) -> NodeCost:
+    working = memory.pass_working(layout, work)
+    if isinstance(work, Train):
+        parts = training.train_parts(layout, work, correct)
+        measured = correct.covers("accumulate", "optimizer_step")
+        return _node_cost(layout, parts, working, trained=True, measured=measured)
+    parts = scaled(correct("chunk", training.forward_chunk(layout, work)), layout.settings.chunks)
+    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+
+
+def _node_cost(
+    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool
+) -> NodeCost:
+    resident = memory.resident(layout, trained)
     link = layout.hardware.host_link
     moving = memory.moved(resident) / (link.bandwidth * layout.efficiency.host_link) + link.latency
     return NodeCost(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 
@@ -58,29 +59,29 @@ class ModelShape:
     vision_tokens: int = 0
     launches: ClassVar[float] = 1.0
 
-    @property
+    @cached_property
     def expert_layers(self) -> int:
         """Layers with experts."""
         return self.layers - self.first_dense if self.experts else 0
 
-    @property
+    @cached_property
     def query_width(self) -> int:
         """Elements of the queries of a token in one layer."""
         return self.heads * (self.head_dim + self.rope_head_dim)
 
-    @property
+    @cached_property
     def value_width(self) -> int:
         """Elements of the attention output of a token in one layer."""
         return self.heads * (self.value_head_dim or self.head_dim)
 
-    @property
+    @cached_property
     def kv_width(self) -> int:
         """Elements a token keeps in the key-value cache of one layer."""
         if self.kv_rank:
             return self.kv_rank + self.rope_head_dim
         return 2 * self.kv_heads * self.head_dim
 
-    @property
+    @cached_property
     def attention_matrices(self) -> int:
         """Weights of the projections of one layer that a token is multiplied with."""
         out = self.value_width * self.hidden
@@ -92,24 +93,24 @@ class ModelShape:
         keys = self.heads * self.head_dim + self.value_width
         return query + self.hidden * self.kv_width + self.kv_rank * keys + out
 
-    @property
+    @cached_property
     def expert(self) -> int:
         """Weights of one expert."""
         return 3 * self.hidden * self.expert_intermediate
 
-    @property
+    @cached_property
     def dense_matrices(self) -> int:
         """Weights of all layers that every token is multiplied with, routers included."""
         feed_forward = 3 * self.hidden * self.intermediate * (self.layers - self.expert_layers)
         every = self.shared_experts * self.expert + self.hidden * self.experts
         return self.layers * self.attention_matrices + feed_forward + self.expert_layers * every
 
-    @property
+    @cached_property
     def expert_matrices(self) -> int:
         """Weights of all routed experts."""
         return self.expert_layers * self.experts * self.expert
 
-    @property
+    @cached_property
     def vectors(self) -> int:
         """Norms and biases."""
         layer = 2 * self.hidden
@@ -132,7 +133,7 @@ class ModelShape:
         body = self.dense_matrices + self.expert_matrices + self.vectors
         return body + ends + self.vision
 
-    @property
+    @cached_property
     def active_matrices(self) -> int:
         """Weights of the layers that one token is multiplied with."""
         return self.dense_matrices + self.expert_layers * self.experts_per_token * self.expert

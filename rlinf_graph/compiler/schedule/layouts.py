@@ -22,8 +22,8 @@ from rlinf_graph.ir.work import Generate
 GRAIN = 1e-3
 """Of a device's memory, by default."""
 
-SLOTS = (None, 256, 64, 16)
-"""Sequences decoded together at most: a smaller key-value cache; None for what the engine takes."""
+SLOTS = (256, 64, 16)
+"""Sequences decoded together at most, besides as many as fit: a smaller key-value cache."""
 
 LONG = 8192
 """Tokens of a longest sequence from which on it may be cut over context-parallel ranks."""
@@ -106,20 +106,13 @@ class Layouts:
     def _front(self, node: Node, group: NodeGroup, chunks: int) -> list[Option]:
         first, memory = self.cluster.first_of(group), usable(group)
         made: list[Option] = []
-        large: list[tuple[float, NodePlan]] = []
-        for settings in self._settings(node, group, chunks):
-            place = range(first, first + settings.parallel.devices)
-            if self.costs.refusal(node, place, settings) is not None:
-                continue
-            kept = self.costs.resident(node, place, settings)
-            if kept > memory:
-                large.append((kept, settings))
-            else:
-                made.append(Option(settings, self.costs.node(node, place, settings)))
-        if not made and large:
-            least = min(large, key=lambda pair: pair[0])[1]
-            place = range(first, first + least.parallel.devices)
-            made = [Option(least, self.costs.node(node, place, least))]
+        for room in (memory, float("inf")):
+            for settings in self._settings(node, group, chunks):
+                place = range(first, first + settings.parallel.devices)
+                cost = self.costs.within(node, place, settings, room)
+                made += [Option(settings, cost)] if cost else []
+            if made:
+                break
         return _pareto(made, self.grain * memory, memory)
 
     def _settings(self, node: Node, group: NodeGroup, chunks: int) -> Iterator[NodePlan]:
@@ -158,9 +151,13 @@ class Layouts:
                 ranks = sorted({*_powers(units), *_up_to(units)})
             else:
                 ranks = _divisors(units // chunks) if units % chunks == 0 else []
-        generates = isinstance(node.work, Generate)
+        work = node.work
         for parallel in self._parallels(node, group, able, ranks):
-            for slots in SLOTS if generates and able.name != "torch" else (None,):
+            limits: list[int | None] = [None]
+            if isinstance(work, Generate) and able.name != "torch":
+                together = math.ceil(work.samples / (chunks * parallel.dp))
+                limits += [slots for slots in SLOTS if slots < together]
+            for slots in limits:
                 yield NodePlan(
                     parallel=parallel, engine=able.name, chunks=chunks, micro_batch=slots
                 )
@@ -175,6 +172,9 @@ class Layouts:
         for tp in [pinned] if pinned else _degrees("tp", able, machine):
             for pp in _degrees("pp", able, shape.layers):
                 for cp in _degrees("cp", able, machine // tp if long else 1):
+                    one = Parallel(tp=tp, pp=pp, cp=cp)
+                    if self.costs.refusal(node, range(one.devices), NodePlan(parallel=one)):
+                        continue
                     for dp in ranks:
                         if tp * pp * cp * dp > group.size or ("dp" not in able.axes and dp > 1):
                             continue
