@@ -74,7 +74,9 @@ class Words:
             said.append(f"its samples in {row.groups} groups, each in a step of its own")
         if row.optimizer_steps is not None:
             said.append(f"{row.optimizer_steps} optimizer step{'s' * (row.optimizer_steps > 1)}")
-        if row.micro_batch is not None:
+        if row.micro_batch is not None and row.optimizer_steps is None:
+            said.append(f"at most {row.micro_batch} samples at once a replica")
+        elif row.micro_batch is not None:
             said.append(f"micro-batches of {row.micro_batch} a replica")
         if row.recompute:
             said.append("activations recomputed")
@@ -140,17 +142,25 @@ def assumption_text(made: Assumption) -> str:
     return f"{figure} ({made.origin})"
 
 
+def engines_text(report: Report) -> str:
+    """Which rows run with which engine; empty where all run with torch."""
+    rows: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.engine:
+            rows.setdefault(row.engine, []).append(str(row.number))
+    if set(rows) <= {"torch"}:
+        return ""
+    return " · ".join(f"{engine} {', '.join(numbers)}" for engine, numbers in rows.items())
+
+
 def search_text(search: SearchSummary) -> str:
     """What the search may claim."""
-    plans = f"{search.plans:,} plan{'s' if search.plans != 1 else ''}"
+    plans = f"{search.plans:,} plan{'s' if search.plans != 1 else ''} in closed form"
+    took = f"{search.seconds:.1f} s" if search.seconds >= 0.05 else "<0.1 s"
+    rest = f"{plans}, {search.simulated:,} simulated, the rest by bound, {took}"
     if search.proved:
-        pruned = max(0, search.plans - search.simulated)
-        took = f"{search.seconds:.1f} s" if search.seconds >= 0.05 else "<0.1 s"
-        return f"(optimal in the modelled space: {plans}, {pruned:,} pruned by bound, {took})"
-    best = f"best of {search.simulated:,} simulated of {plans}"
-    if search.complete:
-        return f"({best}; gap at most {100 * search.gap:.1f}%)"
-    return f"({best} looked at; out of time after {search.seconds:.1f} s, nothing is proved)"
+        return f"(optimal in the modelled space: {rest})"
+    return f"(at most {100 * search.gap:.2g}% above the optimum of the modelled space: {rest})"
 
 
 def warnings(report: Report) -> list[str]:

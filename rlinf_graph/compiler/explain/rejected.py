@@ -25,7 +25,6 @@ def summary(found: Found) -> SearchSummary:
         plans=found.plans,
         simulated=found.simulated,
         proved=found.proved,
-        complete=found.complete,
         gap=found.gap,
         seconds=found.search_s,
     )

@@ -87,6 +87,7 @@ class Row:
         count: how many those are; 0 on the host.
         parallel: such as `tp 2 × 4`; processes of a host node; the method of a sync.
         every: runs in every that many iterations.
+        engine: of a device node.
         chunks, micro_batch, optimizer_steps, recompute, offloaded: of its settings.
         folded: a host node of less than a hundredth of the iteration.
         origin: where its seconds come from.
@@ -107,6 +108,7 @@ class Row:
     memory: Memory | None
     origin: str
     every: int = 1
+    engine: str = ""
     chunks: int = 1
     micro_batch: int | None = None
     optimizer_steps: int | None = None
@@ -248,12 +250,19 @@ class Rejected:
 
 @dataclass(frozen=True)
 class SearchSummary:
-    """How the plan was found. `gap` holds for what was looked at: all, if `complete`."""
+    """How the plan was found.
+
+    Attributes:
+        plans: whose closed form was worked out; a bound spoke against all others.
+        simulated: of these, event by event.
+        proved: whether none can be better.
+        gap: by which part a better one could be better at most.
+        seconds: of the search.
+    """
 
     plans: int
     simulated: int
     proved: bool
-    complete: bool
     gap: float
     seconds: float
 

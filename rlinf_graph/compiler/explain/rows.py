@@ -157,6 +157,7 @@ def node_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
         memory=memory_of(steady, node.name),
         origin=steady.cost(node.name).origin,
         every=cadence(steady.graph, node),
+        engine=settings.engine,
         chunks=settings.chunks,
         micro_batch=settings.micro_batch,
         optimizer_steps=work.optimizer_steps if isinstance(work, Train) else None,

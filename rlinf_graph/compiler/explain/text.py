@@ -14,6 +14,7 @@ from rlinf_graph.compiler.explain.reasons import (
     Words,
     assumption_text,
     brief_names,
+    engines_text,
     search_text,
     warnings,
 )
@@ -100,6 +101,8 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
         yield f" feedback: {edge.source} ⇢ {to}   {edge.model}, staleness ≤ {edge.limit}{every}"
     for kept in report.carried:
         yield f" carried:  {kept.source} ⇢ {kept.target}   {kept.type}, to the next iteration"
+    if text := engines_text(report):
+        yield f" engines:  {text}"
     for row in report.rows:
         if text := words.settings(row):
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
