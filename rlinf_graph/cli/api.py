@@ -22,6 +22,7 @@ from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.timeline import Event
+from rlinf_graph.nodes.engine import runnable_axes
 from rlinf_graph.nodes.plugins import load_plugins
 
 BACKENDS = {
@@ -63,8 +64,11 @@ def compile_pipeline(
     plan: Plan | None = None,
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
+    runnable: bool = False,
 ) -> Compiled:
     """Check a pipeline and plan it, or check the plan that is given.
+
+    A `runnable` plan has only engines that are installed here, and only what they can do.
 
     Raises:
         CompileError: with everything that is wrong; RG0408 for a profile that does not belong here.
@@ -74,7 +78,8 @@ def compile_pipeline(
     graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
     if plan is not None:
         return accept_plan(graph, machines, plan, profile)
-    return compile_graph(graph, machines, pins=pins, profile=profile, after=after)
+    engines = runnable_axes() if runnable else None
+    return compile_graph(graph, machines, pins=pins, profile=profile, after=after, engines=engines)
 
 
 def run_compiled(

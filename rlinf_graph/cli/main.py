@@ -40,7 +40,11 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a pipeline parameter")
 ]
 PinOption = Annotated[
-    list[str] | None, typer.Option("--pin", metavar="NODE=DEVICES", help="such as rollout=0-7")
+    list[str] | None,
+    typer.Option("--pin", metavar="NODE=WORDS", help='such as rollout=0-7, or "rollout=tp 2"'),
+]
+PinsOption = Annotated[
+    Path | None, typer.Option("--pins", metavar="FILE", help="TOML: a pin in each line")
 ]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="of a running Ray cluster to join")
@@ -60,6 +64,7 @@ def compile_command(
     cluster: ClusterOption = "local",
     settings: SetOption = None,
     pins: PinOption = None,
+    pins_file: PinsOption = None,
     profile: ProfileOption = None,
     explain: Annotated[
         ExplainFormat | None, typer.Option("--explain", help="print the plan and its reasons")
@@ -72,6 +77,7 @@ def compile_command(
     """Check a pipeline and choose the best plan for a cluster."""
     from rlinf_graph.cli.api import compile_pipeline
     from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.pins_file import read_pins
     from rlinf_graph.cli.profile_file import read_profile
     from rlinf_graph.compiler.passes import PASSES
     from rlinf_graph.ir import graph_file
@@ -86,7 +92,7 @@ def compile_command(
         raise typer.BadParameter(f"the passes are {', '.join(names)}", param_hint="--dump-after")
     pipeline, others = load_pipeline(target)
     compiled = compile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins),
+        pipeline, cluster, parameters=_pairs(settings), pins=read_pins(pins_file, _pairs(pins)),
         profile=read_profile(profile), after=dump,
     )  # fmt: skip
     if output is not None:
@@ -109,6 +115,7 @@ def run_command(
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
     settings: SetOption = None,
     pins: PinOption = None,
+    pins_file: PinsOption = None,
     profile: ProfileOption = None,
     init: InitOption = None,
     out: Annotated[Path | None, typer.Option(help="folder; runs/PIPELINE by default")] = None,
@@ -119,6 +126,7 @@ def run_command(
     """Run a pipeline, by a plan or by the best one."""
     from rlinf_graph.cli.api import compile_pipeline, run_compiled
     from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.pins_file import read_pins
     from rlinf_graph.cli.profile_file import read_profile
     from rlinf_graph.cli.progress import pace, progress
     from rlinf_graph.ir import plan as plans
@@ -126,8 +134,8 @@ def run_command(
     pipeline, _others = load_pipeline(target)
     given = None if plan is None else plans.loads(_read(plan), str(plan))
     compiled = compile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), pins=_pairs(pins), plan=given,
-        profile=read_profile(profile),
+        pipeline, cluster, parameters=_pairs(settings), pins=read_pins(pins_file, _pairs(pins)),
+        plan=given, profile=read_profile(profile), runnable=True,
     )  # fmt: skip
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:

@@ -11,6 +11,7 @@ from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.profile import Profile, check_profile, check_use
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.passes import run_passes
+from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.search import Found, Search
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
@@ -49,15 +50,17 @@ def compile_graph(
     pins: Mapping[str, str] | None = None,
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
+    engines: Axes | None = None,
 ) -> Compiled:
     """Check a graph and find its best plan.
 
     Args:
         graph: as built by a pipeline, or loaded.
         cluster: what to plan for.
-        pins: devices or tensor parallelism by node, in addition to the pipeline's own.
+        pins: devices and settings by node, in addition to the pipeline's own.
         profile: measurements that correct the cost model.
         after: called with the name of each pass and the graph that it left.
+        engines: that may be planned with, and their axes; None for all that are known.
 
     Raises:
         CompileError: with everything that is wrong with the graph, or why no plan exists;
@@ -65,7 +68,7 @@ def compile_graph(
     """
     checked = run_passes(graph, after)
     costs = _costs(checked, cluster, profile)
-    found = Search(checked, cluster, costs, pins=dict(pins or {})).run()
+    found = Search(checked, cluster, costs, pins=dict(pins or {}), engines=engines).run()
     return Compiled(checked, cluster, found.best.plan, costs, found)
 
 

@@ -229,6 +229,17 @@ class EngineClass(Protocol):
         ...
 
 
+def runnable_axes() -> dict[str, tuple[str, ...]]:
+    """The engines that are registered here and load, with the axes they spread a model over."""
+    found: dict[str, tuple[str, ...]] = {}
+    for point in entry_points(group="rlinf_graph.engines"):
+        try:
+            found[point.name] = point.load().capabilities.parallel
+        except ImportError:
+            continue
+    return found
+
+
 def engine_class(name: str) -> EngineClass:
     """The engine registered under a name (entry points of group `rlinf_graph.engines`).
 

@@ -124,7 +124,7 @@ def _trees(instance: Instance, mode: str) -> list[Tree]:
         tree = todo.pop(0)
         if not tree.complete:
             todo += expanded(tree, instance)
-        elif tree.splits != (mode in ("collocated", "single")):
+        elif mode == "hybrid" or tree.splits == (mode == "disaggregated"):
             found.append(tree)
     return found
 

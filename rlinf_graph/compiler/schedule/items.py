@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from rlinf_graph.compiler.schedule.candidate import companions, divided
 from rlinf_graph.compiler.schedule.instance import Choices, Instance, Read, Span, Step
 from rlinf_graph.compiler.schedule.layouts import Layouts
 from rlinf_graph.compiler.schedule.memory import usable
-from rlinf_graph.compiler.schedule.pins import Pin
+from rlinf_graph.compiler.schedule.pins import FREE, Pins
 from rlinf_graph.compiler.schedule.regions import Units
 from rlinf_graph.compiler.schedule.ways import Way, Ways
 from rlinf_graph.ir.cluster import Cluster
@@ -48,14 +48,14 @@ class Items:
     Attributes:
         graph, cluster, costs: what is planned.
         layouts: of single nodes.
-        pins: given devices, by node.
+        pins: what is given.
     """
 
     graph: Graph
     cluster: Cluster
     costs: CostModel
     layouts: Layouts
-    pins: Mapping[str, Pin]
+    pins: Pins
     _ways: dict[tuple[int, Cut], list[Way]] = field(
         default_factory=dict[tuple[int, Cut], list[Way]]
     )
@@ -87,15 +87,21 @@ class Items:
         return [*self.units.members(name), *self.followers.get(name, [])]
 
     def pin(self, item: int) -> tuple[int, ...] | None:
-        """The devices an item is pinned to."""
-        pins = (self.pins[name].devices for name in self.nodes(item) if name in self.pins)
-        return next((devices for devices in pins if devices is not None), None)
+        """The devices an item is pinned to; none where its nodes are to be on different ones."""
+        pins = {d for n in self.nodes(item) if (d := self.pins.nodes.get(n, FREE).devices)}
+        return None if not pins else pins.pop() if len(pins) == 1 else ()
+
+    def stays(self, item: int) -> bool | None:
+        """Whether an item is to stay on its devices between turns; None where that is free."""
+        pins = {self.pins.nodes.get(name, FREE).resident for name in self.nodes(item)} - {None}
+        return pins.pop() if len(pins) == 1 else None
 
     def cuts(self) -> list[Cut]:
         """All that can be told apart, few parts first."""
         regions = list(self.graph.with_role(Role.REGION))
         groups = sorted({divided(self.graph, r, g) for r in regions for g in GROUPS} | {1})
-        return [Cut(chunks, g) for chunks in CHUNKS for g in groups]
+        given = self.pins.plan.chunks
+        return [Cut(chunks, g) for chunks in ([given] if given else CHUNKS) for g in groups]
 
     def lags(self) -> tuple[int, ...]:
         """Values of the staleness."""
@@ -103,7 +109,10 @@ class Items:
             node.option("max_staleness") - node.option("every") + 1
             for node in self.graph.syncs().values()
         ]
-        return tuple(range(min(MOST_STALENESS, max(bounds, default=0)) + 1))
+        most, given = max(0, *bounds, 0), self.pins.plan.staleness
+        if given is not None:
+            return (given,) if given <= most else ()
+        return tuple(range(min(MOST_STALENESS, most) + 1))
 
     def ways(self, item: int, cut: Cut) -> list[Way]:
         """The ways of an item on all node groups that its pins allow."""
@@ -133,7 +142,7 @@ class Items:
         """
         items = range(len(self.names))
         ways = [self.fitting(i, cut) if fits else self.ways(i, cut) for i in items]
-        if not ways or not all(ways):
+        if not ways or not all(ways) or not self.lags():
             return None
         together, apart = self._rivals()
         unlimited = float("inf")
@@ -205,9 +214,10 @@ class Items:
             seconds = self._made.host_seconds(node, cut.groups)
             return Step(seconds=seconds, barrier=node.unit is Unit.BATCH, inputs=inputs)
         looped, alone = bool(self.graph.regions_of(name)), not self.followers.get(name)
+        waits = node.unit is Unit.BATCH and node.role is not Role.TRAIN
         return Step(
             item=self.names.index(name),
-            barrier=cut.groups == 1 if looped else node.unit is Unit.BATCH,
+            barrier=cut.groups == 1 if looped else waits,
             inputs=inputs,
             reads=tuple(self._reads(name, places)),
             streams=not looped and alone and node.role is Role.COMPUTE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import numpy as np
 from rlinf_graph.compiler.cost import CostModel, NodeCost
 from rlinf_graph.compiler.schedule.engines import Able, Axes, engines_of
 from rlinf_graph.compiler.schedule.memory import usable
-from rlinf_graph.compiler.schedule.pins import Pin
+from rlinf_graph.compiler.schedule.pins import FREE, Pin
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
@@ -58,7 +58,7 @@ class Layouts:
 
     Attributes:
         graph, cluster, costs: what is asked about.
-        pins: given devices and tensor parallelism.
+        pins: given settings, by node.
         engines: that may be planned with; None for all that are known.
         grain: part of a device's memory that is not worth any time.
     """
@@ -66,7 +66,7 @@ class Layouts:
     graph: Graph
     cluster: Cluster
     costs: CostModel
-    pins: dict[str, Pin]
+    pins: Mapping[str, Pin]
     engines: Axes | None = None
     grain: float = GRAIN
     _known: dict[tuple[str, str, int], list[Option]] = field(
@@ -103,6 +103,29 @@ class Layouts:
             settings, self.costs.node(node, range(first, first + parallel.devices), settings)
         )
 
+    def none_because(self, name: str) -> tuple[str, str] | None:
+        """Why a node has no layout at all: a code and a reason; None where it has one."""
+        node, reasons = self.graph.node(name), list[tuple[str, str]]()
+        if any(self.options(name, group, 1) for group in self.cluster.groups):
+            return None
+        pin, shape = self.pins.get(name, FREE), self.costs.shapes[node.model or ""]
+        given = {axis: getattr(pin, axis) or 1 for axis in ("tp", "pp", "cp", "dp", "ep")}
+        for group in self.cluster.groups:
+            able = engines_of(self.graph, node, group.device.kind, self.engines)
+            parallel = Parallel(**given)
+            refused = self.costs.refusal(node, range(parallel.devices), NodePlan(parallel=parallel))
+            lacking = [a for a, n in given.items() if n > 1 and not any(a in e.axes for e in able)]
+            if not able:
+                reasons.append(("RG0503", f"no engine can do it on {group.device.name}"))
+            elif refused and shape:
+                reasons.append(("RG0406", refused))
+            elif lacking:
+                names = ", ".join(engine.name for engine in able)
+                reasons.append(("RG0406", f"{names} cannot spread it by {', '.join(lacking)}"))
+            else:
+                reasons.append(("RG0403", "no division of its batch"))
+        return reasons[0]
+
     def _front(self, node: Node, group: NodeGroup, chunks: int) -> list[Option]:
         first, memory = self.cluster.first_of(group), usable(group)
         made: list[Option] = []
@@ -116,11 +139,13 @@ class Layouts:
         return _pareto(made, self.grain * memory, memory)
 
     def _settings(self, node: Node, group: NodeGroup, chunks: int) -> Iterator[NodePlan]:
+        pin = self.pins.get(node.name, FREE)
         for able in engines_of(self.graph, node, group.device.kind, self.engines):
             if node.role is Role.TRAIN:
-                yield from self._training(node, group, able)
+                made = self._training(node, group, able)
             else:
-                yield from self._streaming(node, group, able, chunks)
+                made = self._streaming(node, group, able, chunks)
+            yield from (settings for settings in made if pin.allows(settings))
 
     def _training(self, node: Node, group: NodeGroup, able: Able) -> Iterator[NodePlan]:
         minibatch = node.option("minibatch") or self.samples(node)
@@ -130,7 +155,7 @@ class Layouts:
                 if shard == "fsdp" and (parallel.dp == 1 or on_cpu):
                     continue
                 spread = parallel.model_copy(update={"shard": shard})
-                for micro_batch in _powers(minibatch // parallel.dp):
+                for micro_batch in self._micro_batches(node, minibatch // parallel.dp):
                     for recompute in (False,) if on_cpu else (False, True):
                         yield NodePlan(
                             parallel=spread,
@@ -156,7 +181,8 @@ class Layouts:
             limits: list[int | None] = [None]
             if isinstance(work, Generate) and able.name != "torch":
                 together = math.ceil(work.samples / (chunks * parallel.dp))
-                limits += [slots for slots in SLOTS if slots < together]
+                given = self.pins.get(node.name, FREE).micro_batch
+                limits += [slots for slots in (*SLOTS, given) if slots and slots < together]
             for slots in limits:
                 yield NodePlan(
                     parallel=parallel, engine=able.name, chunks=chunks, micro_batch=slots
@@ -166,20 +192,26 @@ class Layouts:
         self, node: Node, group: NodeGroup, able: Able, ranks: Sequence[int]
     ) -> Iterator[Parallel]:
         """Degrees of the axes of an engine, tensor ranks within a machine."""
-        shape, pinned = self.costs.shapes[node.model or ""], self.pins.get(node.name, Pin()).tp
+        shape, pin = self.costs.shapes[node.model or ""], self.pins.get(node.name, FREE)
         long = node.role is not Role.EVALUATE and _longest(node) >= LONG
         machine = group.devices_per_node
-        for tp in [pinned] if pinned else _degrees("tp", able, machine):
-            for pp in _degrees("pp", able, shape.layers):
-                for cp in _degrees("cp", able, machine // tp if long else 1):
+        for tp in _degrees("tp", able, machine, pin.tp):
+            for pp in _degrees("pp", able, shape.layers, pin.pp):
+                for cp in _degrees("cp", able, machine // tp if long else 1, pin.cp):
                     one = Parallel(tp=tp, pp=pp, cp=cp)
                     if self.costs.refusal(node, range(one.devices), NodePlan(parallel=one)):
                         continue
                     for dp in ranks:
                         if tp * pp * cp * dp > group.size or ("dp" not in able.axes and dp > 1):
                             continue
-                        for ep in _degrees("ep", able, dp if shape.experts else 1):
+                        for ep in _degrees("ep", able, dp if shape.experts else 1, pin.ep):
                             yield Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
+
+    def _micro_batches(self, node: Node, most: int) -> list[int]:
+        given = self.pins.get(node.name, FREE).micro_batch
+        if given:
+            return [given] if most % given == 0 else []
+        return _powers(most)
 
     def samples(self, node: Node) -> int:
         """Samples that a node takes in an iteration."""
@@ -191,8 +223,10 @@ def _longest(node: Node) -> float:
     return lengths.longest if lengths else 0.0
 
 
-def _degrees(axis: str, able: Able, most: int) -> list[int]:
-    """Powers of two."""
+def _degrees(axis: str, able: Able, most: int, given: int | None) -> list[int]:
+    """Powers of two, or what is given where the engine can do it."""
+    if given:
+        return [given] if axis in able.axes or given == 1 else []
     return [2**i for i in range(max(1, most).bit_length())] if axis in able.axes else [1]
 
 

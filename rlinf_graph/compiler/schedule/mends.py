@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import networkx as nx
 
-from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.passes.infer_volumes import infer_volumes
 from rlinf_graph.compiler.schedule.memory import RESERVED, Shortage
-from rlinf_graph.compiler.schedule.pins import Pin
+from rlinf_graph.compiler.schedule.pins import Pins
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.work import Generate
 
 FACTORS = (2, 4, 8)
-"""Tensor parallelism and larger clusters that are tried; response limits are divided by these."""
+"""Larger clusters that are tried; response limits are divided by these."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Case:
 
     graph: Graph
     cluster: Cluster
-    pins: Mapping[str, Pin]
+    pins: Pins
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,12 @@ def mends(case: Case, short: Shortage, attempt: Try) -> tuple[str, ...]:
     """
     shown: list[str] = []
     partly: list[str] = []
-    for ladder in (_tensor_parallel(case, short), _shorter_answers(case, short), _larger(case),
-                   _more_memory(case, short)):  # fmt: skip
+    for ladder in (
+        _fewer_pins(case),
+        _shorter_answers(case, short),
+        _larger(case),
+        _more_memory(case, short),
+    ):
         most, helps = 0.05 * short.over, ""
         for text, changed in ladder:
             try:
@@ -80,19 +83,11 @@ def _per_iteration(seconds: float | None) -> str:
     )
 
 
-def _tensor_parallel(case: Case, short: Shortage) -> Iterator[tuple[str, Case]]:
-    """A model cut over the devices of a machine: the node that lacks memory, then all nodes."""
-    names = [node.name for node in device_nodes(case.graph)]
-    group = case.cluster.group_of(short.device)
-    for chosen in ([short.node], names):
-        for tp in FACTORS:
-            if tp > group.devices_per_node or group.device.kind == "cpu":
-                continue
-            pins = {n: replace(case.pins.get(n, Pin()), tp=tp) for n in chosen}
-            options = " ".join(f'--pin "{n}={pin}"' for n, pin in pins.items())
-            yield options, replace(case, pins={**case.pins, **pins})
-        if len(names) == 1:
-            return
+def _fewer_pins(case: Case) -> Iterator[tuple[str, Case]]:
+    """Without what is pinned."""
+    if case.pins:
+        names = ", ".join(f"`{name}`" for name in case.pins.names())
+        yield f"no pin of {names}", replace(case, pins=Pins())
 
 
 def _shorter_answers(case: Case, short: Shortage) -> Iterator[tuple[str, Case]]:

@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
+from rlinf_graph.compiler.schedule.conflict import conflict, smallest_conflict
 from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.families import MODES, Infeasible, Kind, least_lacking
 from rlinf_graph.compiler.schedule.instance import Instance
 from rlinf_graph.compiler.schedule.items import Cut, Items
 from rlinf_graph.compiler.schedule.layouts import GRAIN, Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
-from rlinf_graph.compiler.schedule.pins import Pin, read_pins
+from rlinf_graph.compiler.schedule.pins import Pins, read_pins
 from rlinf_graph.compiler.schedule.placing import Placer
+from rlinf_graph.compiler.schedule.rows import Rows
 from rlinf_graph.compiler.schedule.shortage import no_plan_fits
 from rlinf_graph.compiler.schedule.solve import Answer, Solved, Solver
 from rlinf_graph.compiler.simulate import simulate
@@ -95,7 +100,7 @@ class Search:
     Attributes:
         graph, cluster, costs: what to plan.
         limit_s: seconds after which the best so far is taken.
-        pins: given devices and tensor parallelism, besides those of the pipeline.
+        pins: what is given, besides what the pipeline gives.
         grain: layouts that save less of a device's memory are not worth their time.
         engines: that may be planned with, and their axes; None for all that are known.
     """
@@ -120,7 +125,11 @@ class Search:
         solved = space.solve(self.limit_s)
         if solved.best is None or solved.best[1] == float("inf"):
             case = Case(self.graph, self.cluster, pins)
-            raise no_plan_fits(case, space.shortages(), self._attempt)
+            unable = space.unable()
+            if not any(code == "RG0406" for code, _why in unable.values()):
+                if names := smallest_conflict(pins, lambda some: self._possible(case, some)):
+                    raise conflict(self.graph, self.cluster.name, pins, names)
+            raise no_plan_fits(case, space.shortages(), unable, self._attempt)
         best, seconds = space.simulated(solved.best[0]), solved.best[1]
         if best is None:
             raise ValueError("the best plan has no devices")
@@ -134,17 +143,23 @@ class Search:
             _space=space,
         )
 
-    def space(self, pins: dict[str, Pin]) -> Space:
+    def space(self, pins: Pins) -> Space:
         """The plans that pins allow."""
-        layouts = Layouts(self.graph, self.cluster, self.costs, pins, self.engines, self.grain)
+        layouts = Layouts(
+            self.graph, self.cluster, self.costs, pins.nodes, self.engines, self.grain
+        )
         items = Items(self.graph, self.cluster, self.costs, layouts, pins)
         return Space(items)
 
+    def _possible(self, case: Case, pins: Pins) -> bool:
+        return self._attempt(replace(case, pins=pins)).fits
+
     def _attempt(self, case: Case) -> Tried:
         """Whether something fits in another case; its time, where a second is enough for it."""
-        costs = CostModel(case.graph, case.cluster, self.costs.profile)
+        same = case.graph is self.graph and case.cluster is self.cluster
+        costs = self.costs if same else CostModel(case.graph, case.cluster, self.costs.profile)
         search = replace(self, graph=case.graph, cluster=case.cluster, costs=costs)
-        space = search.space(dict(case.pins))
+        space = search.space(case.pins)
         solved = space.solve(ATTEMPT_S, tries=1, enough=1.0)
         if solved.best is None or solved.best[1] == float("inf"):
             lacks = (i.short.over for i in space.shortages().values() if i.short)
@@ -175,8 +190,32 @@ class Space:
     def solve(self, limit_s: float, tries: int = TRIES, enough: float = ENOUGH) -> Solved:
         """Search all of it."""
         instances = [instance for _cut, instance in self.instances]
-        solver = Solver(instances, self.seconds, enough=enough, tries=tries, limit_s=limit_s)
-        return solver.run()
+        return Solver(
+            instances,
+            self.seconds,
+            enough=enough,
+            tries=tries,
+            limit_s=limit_s,
+            keep=self._keep if self._limited else None,
+        ).run()
+
+    @cached_property
+    def _limited(self) -> bool:
+        """Whether pins say more than which choices there are."""
+        stays = (self.items.stays(item) for item in range(len(self.items.names)))
+        return self.items.pins.plan.mode is not None or any(s is not None for s in stays)
+
+    def _keep(self, instance: Instance, rows: Rows) -> NDArray[np.bool_]:
+        """The rows that pins of the mode and of what stays on devices allow."""
+        mode = self.items.pins.plan.mode
+        kept = np.ones(len(rows.load), np.bool_)
+        if mode:
+            kept &= Kind(mode, 0).keeps(instance, rows)
+        for item in range(len(self.items.names)):
+            stays = self.items.stays(item)
+            if stays is not None:
+                kept &= rows.away[:, item] != stays
+        return kept
 
     def seconds(self, answer: Answer) -> float:
         """Of an iteration, by simulation; infinite for a plan that finds no devices."""
@@ -233,6 +272,12 @@ class Space:
         """Of modes without a plan, the placement that lacks least memory."""
         made = (least_lacking(self.items, mode) for mode in MODES if mode not in known)
         return tuple(lacking for lacking in made if lacking is not None)
+
+    def unable(self) -> dict[str, tuple[str, str]]:
+        """Nodes that have no layout, with a code and the reason."""
+        names = (name for item in range(len(self.items.names)) for name in self.items.nodes(item))
+        made = {name: self.items.layouts.none_because(name) for name in names}
+        return {name: why for name, why in made.items() if why is not None}
 
     def shortages(self) -> dict[str, Infeasible]:
         """By mode, the placement that lacks least."""

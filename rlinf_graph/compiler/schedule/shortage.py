@@ -12,15 +12,21 @@ from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.plan import leaves_of
 
 
-def no_plan_fits(case: Case, infeasible: Mapping[str, Infeasible], attempt: Try) -> CompileError:
-    """RG0401 with the parts of the node that lacks least memory; RG0403 or RG0407 otherwise.
+def no_plan_fits(
+    case: Case,
+    infeasible: Mapping[str, Infeasible],
+    unable: Mapping[str, tuple[str, str]],
+    attempt: Try,
+) -> CompileError:
+    """RG0401 with the parts of the node that lacks least memory; otherwise what has no layout.
 
     Args:
         case: what does not fit.
         infeasible: by mode, the placement that lacks least.
+        unable: nodes without a layout, with a code and the reason.
         attempt: whether a changed case fits.
     """
-    graph, cluster, pins = case.graph, case.cluster, case.pins
+    graph, cluster = case.graph, case.cluster
     short = [found for found in infeasible.values() if found.short is not None]
     if not short:
         if not device_nodes(graph):
@@ -29,15 +35,14 @@ def no_plan_fits(case: Case, infeasible: Mapping[str, Infeasible], attempt: Try)
             help_text = ("rl.train(...), or rl.evaluate(...)",)
             found = Diagnostic("RG0205", message, graph.span, notes=(note,), help=help_text)
             return CompileError([found])
-        reasons = tuple(sorted({found.reason for found in infeasible.values()}))
-        if not reasons and pins:
-            message = f"no placement of `{graph.name}` on {cluster.name} agrees with the pins"
-            notes = tuple(f"`{name}` is pinned to {pin}" for name, pin in pins.items())
-            help_text = ("leave out the pin that matters least",)
-            found = Diagnostic("RG0407", message, graph.span, notes=notes, help=help_text)
-            return CompileError([found])
+        notes = tuple(f"{name}: {why}" for name, (_code, why) in unable.items())
+        if any(code != "RG0403" for code, _why in unable.values()):
+            code, what = next(pair for pair in unable.values() if pair[0] != "RG0403")
+            name = next(name for name, pair in unable.items() if pair == (code, what))
+            message = f"`{name}` cannot be laid out so: {what}"
+            return CompileError([Diagnostic(code, message, graph.node(name).span)])
         message = f"no layout of `{graph.name}` divides its batches on {cluster.name}"
-        return CompileError([Diagnostic("RG0403", message, graph.span, notes=reasons)])
+        return CompileError([Diagnostic("RG0403", message, graph.span, notes=notes)])
     nearest = min(short, key=lambda found: found.short.over if found.short else 0.0)
     return CompileError([_memory(case, nearest, attempt)])
 
