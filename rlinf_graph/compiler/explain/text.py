@@ -177,7 +177,7 @@ def _rejected(report: Report, words: Words, width: int) -> Iterator[str]:
             yield (line[1:] if text == "why" else line).ljust(margin) + wrapped[0]
             yield from (" " * margin + more for more in wrapped[1:])
     if report.search:
-        yield f"  {search_text(report.search)}"
+        yield from paragraph(" ", search_text(report.search), width, indent=2)
 
 
 def _worth_telling(report: Report) -> Iterator[Rejected]:

@@ -13,7 +13,7 @@ from rlinf_graph.compiler.check_plan import device_nodes
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.lower import cadence
 from rlinf_graph.compiler.schedule.candidate import companions, divided
-from rlinf_graph.compiler.schedule.instance import Choices, Instance, Read, Span, Step
+from rlinf_graph.compiler.schedule.instance import Choices, Instance, Read, Span, Step, bits
 from rlinf_graph.compiler.schedule.layouts import Layouts
 from rlinf_graph.compiler.schedule.memory import usable
 from rlinf_graph.compiler.schedule.pins import FREE, Pins
@@ -90,6 +90,12 @@ class Items:
         """The devices an item is pinned to; none where its nodes are to be on different ones."""
         pins = {d for n in self.nodes(item) if (d := self.pins.nodes.get(n, FREE).devices)}
         return None if not pins else pins.pop() if len(pins) == 1 else ()
+
+    def pinned(self, items: int) -> list[int]:
+        """Devices of each node group to which any of some items is pinned; a set, as bits."""
+        pins = {device for item in bits(items) for device in self.pin(item) or ()}
+        groups = self.cluster.groups
+        return [sum(self.cluster.group_of(d) is group for d in pins) for group in groups]
 
     def stays(self, item: int) -> bool | None:
         """Whether an item is to stay on its devices between turns; None where that is free."""

@@ -19,6 +19,7 @@ from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.plan import NodePlan, show_devices
+from rlinf_graph.ir.work import Generate
 
 MODES = ("collocated", "disaggregated", "hybrid")
 NUMBERS = ("dp", "tp", "pp", "cp", "ep", "micro-batch")
@@ -170,8 +171,12 @@ def _components(graph: Graph, node: Node) -> tuple[str, ...]:
     head = next((m.head for m in graph.models if m.name == node.model), "lm")
     if node.role is Role.TRAIN:
         return ("critic",) if head == "value" else ("actor",)
-    kinds = {"logprobs": "inference", "values": "critic_inference", "score": "reward"}
-    named = kinds.get(node.type, "rollout" if node.type in ("act", "reply") else "")
+    if node.role is not Role.COMPUTE:
+        return ()
+    if isinstance(node.work, Generate) or node.type == "act":
+        return ("rollout",)
+    heads = {"lm": "inference", "value": "critic_inference", "score": "reward"}
+    named = heads.get(getattr(node.work, "head", ""))
     return (named,) if named else ()
 
 

@@ -72,7 +72,8 @@ class Placer:
             return self._split(tree, pool)
         parts: list[Placement] = []
         for part in tree.parts:
-            made = self._part(part, self._taken(part, self._pinned_first(tree, pool)))
+            own = self._pinned_first(part, self._pinned_first(tree, pool))
+            made = self._part(part, self._taken(part, own))
             if made is None:
                 return None
             parts.append(made)
@@ -156,7 +157,10 @@ class Placer:
                 for group in range(len(self.items.cluster.groups))
             )
         counts = zip(*(self._needs(part) for part in tree.parts), strict=True)
-        return tuple(sum(each) if tree.kind == "split" else max(each) for each in counts)
+        if tree.kind == "split":
+            return tuple(map(sum, counts))
+        pinned = self.items.pinned(tree.items)
+        return tuple(max(*each, given) for each, given in zip(counts, pinned, strict=True))
 
 
 def _trimmed(placement: Placement, used: dict[str, int]) -> Placement:

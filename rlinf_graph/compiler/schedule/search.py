@@ -16,7 +16,7 @@ from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
 from rlinf_graph.compiler.schedule.conflict import conflict, smallest_conflict
 from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.families import MODES, Infeasible, Kind, least_lacking
-from rlinf_graph.compiler.schedule.instance import Instance
+from rlinf_graph.compiler.schedule.instance import Counts, Instance, bits
 from rlinf_graph.compiler.schedule.items import Cut, Items
 from rlinf_graph.compiler.schedule.layouts import GRAIN, Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
@@ -25,6 +25,7 @@ from rlinf_graph.compiler.schedule.placing import Placer
 from rlinf_graph.compiler.schedule.rows import Rows
 from rlinf_graph.compiler.schedule.shortage import no_plan_fits
 from rlinf_graph.compiler.schedule.solve import Answer, Solved, Solver
+from rlinf_graph.compiler.schedule.tree import Tree
 from rlinf_graph.compiler.simulate import simulate
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
@@ -202,13 +203,14 @@ class Space:
     @cached_property
     def _limited(self) -> bool:
         """Whether pins say more than which choices there are."""
-        stays = (self.items.stays(item) for item in range(len(self.items.names)))
-        return self.items.pins.plan.mode is not None or any(s is not None for s in stays)
+        items = range(len(self.items.names))
+        given = [self.items.stays(item) is not None or self.items.pin(item) for item in items]
+        return self.items.pins.plan.mode is not None or any(given)
 
     def _keep(self, instance: Instance, rows: Rows) -> NDArray[np.bool_]:
-        """The rows that pins of the mode and of what stays on devices allow."""
+        """The rows that pins of devices, of the mode and of what stays on devices allow."""
         mode = self.items.pins.plan.mode
-        kept = np.ones(len(rows.load), np.bool_)
+        kept = (self._needs(instance, rows, rows.tree) <= instance.available).all(axis=1)
         if mode:
             kept &= Kind(mode, 0).keeps(instance, rows)
         for item in range(len(self.items.names)):
@@ -216,6 +218,16 @@ class Space:
             if stays is not None:
                 kept &= rows.away[:, item] != stays
         return kept
+
+    def _needs(self, instance: Instance, rows: Rows, tree: Tree) -> Counts:
+        """Devices that a part of each row takes; of a turn at least those of all its pins."""
+        if tree.kind == "leaf":
+            item = bits(tree.items)[0]
+            return instance.choices[item].devices[rows.picks[:, item]]
+        parts = np.stack([self._needs(instance, rows, part) for part in tree.parts])
+        if tree.kind == "split":
+            return parts.sum(axis=0)
+        return np.maximum(parts.max(axis=0), self.items.pinned(tree.items))
 
     def seconds(self, answer: Answer) -> float:
         """Of an iteration, by simulation; infinite for a plan that finds no devices."""
