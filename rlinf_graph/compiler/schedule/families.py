@@ -31,7 +31,12 @@ class Kind:
     staleness: int
 
     def keeps(self, _instance: Instance, rows: Rows) -> NDArray[np.bool_]:
-        """The rows whose devices are shared as the mode has it."""
+        """The rows whose devices are shared as the mode has it.
+
+        Weights that come late are of no use where nothing runs side by side.
+        """
+        if self.staleness and not rows.tree.splits:
+            return np.zeros(len(rows.load), np.bool_)
         spans = [np.stack(span) for span in places(_instance, rows).values()]
         same, disjoint = np.ones((2, len(rows.load)), np.bool_)
         for i, (kind, start, count) in enumerate(spans):

@@ -34,7 +34,8 @@ class Choices:
         tail: likewise, of these those after the last sample has come, at least.
         resident, working: bytes of a device that stay, and more while it runs.
         switch: seconds to bring what stays to the device and take it away again.
-        after: seconds of other work on the devices afterwards, which nobody waits for.
+        after: seconds of other work on the devices afterwards, which nobody waits for; below 0
+            where the devices are free before it is done.
     """
 
     devices: Counts

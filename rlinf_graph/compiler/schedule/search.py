@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -37,10 +37,12 @@ ATTEMPT_S = 1.0
 """For each change that a shortage of memory suggests."""
 SETTLED = 1e-3
 MOST_ITERATIONS = 64
-ENOUGH, TRIES = 1e-3, 8
-"""A gap that is small enough when so many plans have been simulated."""
-FAMILY_TRIES, FAMILY_S, FAMILY_BANDS = 2, 1.0, 24
-"""Plans simulated of a kind that is shown only as rejected, seconds and bands for it."""
+ENOUGH = ((8, 1e-3), (32, 5e-3), (64, 2e-2))
+"""Plans that have been simulated, and a gap that is small enough then."""
+FIRST = ((1, 1.0),)
+"""Any plan is good enough."""
+FAMILY_ENOUGH, FAMILY_S, FAMILY_BANDS = ((2, 1e-3),), 4.0, 160
+"""Likewise for a kind that is shown only as rejected; seconds and bands for it."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Search:
         costs = self.costs if same else CostModel(case.graph, case.cluster, self.costs.profile)
         search = replace(self, graph=case.graph, cluster=case.cluster, costs=costs)
         space = search.space(case.pins)
-        solved = space.solve(ATTEMPT_S, tries=1, enough=1.0)
+        solved = space.solve(ATTEMPT_S, FIRST)
         if solved.best is None or solved.best[1] == float("inf"):
             lacks = (i.short.over for i in space.shortages().values() if i.short)
             return Tried(fits=False, over=min(lacks, default=float("inf")))
@@ -188,14 +190,13 @@ class Space:
         made = [(cut, self.items.instance(cut)) for cut in self.items.cuts()]
         return [(cut, instance) for cut, instance in made if instance is not None]
 
-    def solve(self, limit_s: float, tries: int = TRIES, enough: float = ENOUGH) -> Solved:
+    def solve(self, limit_s: float, enough: Sequence[tuple[int, float]] = ENOUGH) -> Solved:
         """Search all of it."""
         instances = [instance for _cut, instance in self.instances]
         return Solver(
             instances,
             self.seconds,
             enough=enough,
-            tries=tries,
             limit_s=limit_s,
             keep=self._keep if self._limited else None,
         ).run()
@@ -237,10 +238,13 @@ class Space:
     def simulated(self, answer: Answer) -> Simulated | None:
         """The steady state of a plan."""
         if answer not in self._done:
-            cut = self.instances[answer.instance][0]
-            candidate = Placer(self.items, cut, answer).candidate()
+            candidate = self.candidate(answer)
             self._done[answer] = self.steady(candidate) if candidate else None
         return self._done[answer]
+
+    def candidate(self, answer: Answer) -> Candidate | None:
+        """A plan with its devices; None where it finds none."""
+        return Placer(self.items, self.instances[answer.instance][0], answer).candidate()
 
     def steady(self, candidate: Candidate) -> Simulated:
         """The steady state of a candidate."""
@@ -270,8 +274,7 @@ class Space:
         solved = Solver(
             [replace(instance, lags=lags) for _cut, instance in self.instances],
             self.seconds,
-            enough=ENOUGH,
-            tries=FAMILY_TRIES,
+            enough=FAMILY_ENOUGH,
             limit_s=FAMILY_S,
             keep=kind.keeps,
             most_bands=FAMILY_BANDS,

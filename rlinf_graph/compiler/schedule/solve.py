@@ -89,7 +89,7 @@ class Solver:
     Attributes:
         instances: the same problem cut into different numbers of micro-batches.
         judge: seconds of a plan; not below its closed form, which is taken where it is left out.
-        enough, tries: when so many plans are judged and the gap is at most `enough`, it is enough.
+        enough: pairs of plans that are judged and a gap that is small enough then.
         limit_s: seconds after which the best so far is taken.
         keep: which rows count; all where it is left out.
         most_bands: of rows that are made, at most.
@@ -97,8 +97,7 @@ class Solver:
 
     instances: Sequence[Instance]
     judge: Callable[[Answer], float] | None = None
-    enough: float = 0.0
-    tries: int = 1 << 30
+    enough: Sequence[tuple[int, float]] = ()
     limit_s: float = float("inf")
     keep: Callable[[Instance, Rows], NDArray[np.bool_]] | None = None
     most_bands: int = 1 << 30
@@ -134,7 +133,10 @@ class Solver:
         return Solved(best, tuple(self._judged), first, self._plans)
 
     def _settled(self, bound: float) -> bool:
-        return len(self._judged) >= self.tries and bound >= self._best * (1 - self.enough)
+        return any(
+            len(self._judged) >= tries and bound >= self._best * (1 - gap)
+            for tries, gap in self.enough
+        )
 
     def _push(self, number: int, tree: Tree, floor: float = 0.0, width: float = WIDER) -> None:
         bound = max(floor, self._makers[number].loads.bound(tree))

@@ -16,7 +16,7 @@ from rlinf_graph.compiler.lower import cadence, is_host, works
 from rlinf_graph.compiler.schedule.candidate import host_processes
 from rlinf_graph.compiler.schedule.layouts import Layouts, Option
 from rlinf_graph.compiler.schedule.regions import Units
-from rlinf_graph.compiler.simulate import MOST_MICRO_BATCHES
+from rlinf_graph.compiler.simulate import MOST_MICRO_BATCHES, MOST_STEPS
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
@@ -85,10 +85,10 @@ class Ways:
 
     def _way(self, name: str, group: NodeGroup, chosen: dict[str, Option], groups: int) -> Way:
         members, node = list(chosen), self.graph.node(name)
-        seconds, tail = self._times(name, group, chosen, groups)
+        seconds, tail, early = self._times(name, group, chosen, groups)
         working = max(option.working for option in chosen.values())
         resident = sum(option.resident for option in chosen.values())
-        after = 0.0
+        after = -early
         for follower in self.followers.get(name, []):
             leader = chosen.get(self._leader(follower), chosen[members[0]])
             option = self.layouts.following(follower, group, leader)
@@ -115,17 +115,20 @@ class Ways:
 
     def _times(
         self, name: str, group: NodeGroup, chosen: dict[str, Option], groups: int
-    ) -> tuple[float, float]:
-        """Seconds of an item, and those after its last sample has come, at least."""
+    ) -> tuple[float, float, float]:
+        """Seconds of an item; those after its last sample has come; by how much devices end early.
+
+        The first two are at least what it takes from when it has its devices.
+        """
         node, option = self.graph.node(name), chosen[name]
         if around := self.graph.regions_of(name):
-            seconds = self._loop_seconds(around[0], chosen, groups)
-            return seconds, seconds / groups
+            seconds, early = self._loop_seconds(around[0], chosen, groups)
+            return seconds, seconds / groups, early
         every = cadence(self.graph, node)
         seconds = option.cost.seconds / every
         if node.role is not Role.TRAIN:
-            return seconds, seconds / option.settings.chunks
-        return seconds, self._training_tail(node, group, option)
+            return seconds, seconds / option.settings.chunks, 0.0
+        return seconds, self._training_tail(node, group, option), 0.0
 
     def _training_tail(self, node: Node, group: NodeGroup, option: Option) -> float:
         """The last micro-batch of the first epoch with its optimizer step, and all other epochs."""
@@ -141,8 +144,14 @@ class Ways:
         one = option.cost.seconds / epochs / steps
         return min(one, update + (one - update) / micro) + option.cost.seconds * (1 - 1 / epochs)
 
-    def _loop_seconds(self, region: str, chosen: dict[str, Option], groups: int) -> float:
-        """Of all steps of a loop: its nodes wait for each other, its groups run side by side."""
+    def _loop_seconds(
+        self, region: str, chosen: dict[str, Option], groups: int
+    ) -> tuple[float, float]:
+        """Of all steps of a loop, from when its first device node begins; how early devices end.
+
+        A group's next step begins when what is carried is there. Any node is idle at least while
+        the first group comes to it in the first step, and while the last goes on from it.
+        """
         seconds = {
             node.name: chosen[node.name].cost.seconds
             if node.name in chosen
@@ -150,14 +159,31 @@ class Ways:
             for node in self.graph.nodes
             if works(node) and region in self.graph.regions_of(node.name)
         }
-        longest = dict.fromkeys(seconds, 0.0)
-        for name in nx.topological_sort(self.graph.flow):
-            if name in seconds:
-                before = (longest[p] for p in self.graph.flow.predecessors(name) if p in seconds)
-                longest[name] = seconds[name] + max(before, default=0.0)
-        placed = sum(seconds[name] for name in chosen if name in seconds)
-        hosts = (seconds[name] for name in seconds if name not in chosen)
-        return max(placed, max(longest.values()) / groups, *hosts)
+        flow, order = self.graph.flow, [n for n in self._order if n in seconds]
+        until, after = dict.fromkeys(seconds, 0.0), dict.fromkeys(seconds, 0.0)
+        for name in order:
+            before = (until[p] for p in flow.predecessors(name) if p in seconds)
+            until[name] = seconds[name] + max(before, default=0.0)
+        for name in reversed(order):
+            later = (seconds[s] + after[s] for s in flow.successors(name) if s in seconds)
+            after[name] = max(later, default=0.0)
+        loop = self.graph.node(region).loop
+        steps = min(loop.length if loop else 1, MOST_STEPS)
+        cycle = until.get(loop.carried.node, 0.0) if loop else 0.0
+        chain = cycle + (max(until.values()) - cycle) / steps
+        alone = (
+            seconds[name] + (until[name] - seconds[name] + after[name]) / (groups * steps)
+            for name in seconds
+        )
+        placed = [name for name in chosen if name in seconds]
+        before = min(until[name] - seconds[name] for name in placed) / (groups * steps)
+        early = min(after[name] for name in placed) / (groups * steps)
+        busy = sum(seconds[name] for name in placed)
+        return max(busy + early, chain / groups - before, max(alone) - before), early
+
+    @cached_property
+    def _order(self) -> list[str]:
+        return list(nx.topological_sort(self.graph.flow))
 
     def host_seconds(self, node: Node, groups: int = 1) -> float:
         """Of a node on the host in an iteration; of a loop without devices, of its busiest node."""

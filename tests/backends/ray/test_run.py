@@ -133,9 +133,9 @@ def enumerated() -> list[plans.Plan]:
     pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
     cluster = load_cluster("2xcpu")
     graph = run_passes(pipeline.build(**SMALL))
-    search = Search(graph, cluster, CostModel(graph, cluster), grain=0.0)
-    candidates, _, _ = search._enumerate({}, float("inf"))
-    return [to_plan(candidate, graph, cluster) for candidate in candidates]
+    space = Search(graph, cluster, CostModel(graph, cluster), grain=0.0).space(Pins())
+    found = (space.candidate(answer) for answer in everything(space))
+    return [to_plan(candidate, graph, cluster) for candidate in found if candidate is not None]
 
 
 @pytest.fixture(scope="module")
