@@ -200,8 +200,7 @@ class CostModel:
         size = shape.parameters(definition.head) * SIZES[dtype]
         devices = sorted({*source, *target}) if method == "broadcast" else list(source)
         slowest = min(
-            g.device.memory_bandwidth * EFFICIENCY[g.device.kind].bandwidth
-            for g in groups
+            g.device.memory_bandwidth * EFFICIENCY[g.device.kind].bandwidth for g in groups
         )
         seconds, origin = 2 * size / slowest, "roofline"
         if made := self.corrections.sync(model, source[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
 
@@ -25,17 +26,17 @@ class NetworkShape(ModelShape):
     weights: int = 0
     launches: ClassVar[float] = 0.1
 
-    @property
+    @cached_property
     def dense_matrices(self) -> int:
         """Every weight is multiplied with every sample."""
         return self.weights
 
-    @property
+    @cached_property
     def attention_matrices(self) -> int:
         """It has none."""
         return 0
 
-    @property
+    @cached_property
     def vectors(self) -> int:
         """Biases count as weights."""
         return 0

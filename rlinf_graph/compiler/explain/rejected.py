@@ -9,7 +9,8 @@ from rlinf_graph.compiler.explain.report import Rejected, SearchSummary
 from rlinf_graph.compiler.explain.rows import staleness_of
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.compiler.schedule.families import Infeasible
-from rlinf_graph.compiler.schedule.search import Found, Simulated
+from rlinf_graph.compiler.schedule.search import Found
+from rlinf_graph.compiler.schedule.space import Simulated
 from rlinf_graph.ir.plan import Leaf, Placement, Split, devices_of, mode_of
 
 

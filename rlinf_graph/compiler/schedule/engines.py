@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlinf_graph.dsl.model import SMALL
 from rlinf_graph.ir.graph import Graph, Node
@@ -54,13 +54,13 @@ def engines_of(graph: Graph, node: Node, kind: str, allowed: Axes | None) -> lis
     model = next(m for m in graph.models if m.name == node.model)
     generates = isinstance(node.work, Generate)
     chosen = dict(model.engines).get("train" if node.role is Role.TRAIN else "rollout", "")
+    small = model.path.startswith(SMALL)
     found: list[Able] = []
     for able in ENGINES:
-        axes = able.axes if allowed is None else allowed.get(able.name, ())
-        fits = able.samples if generates else able.passes
+        given = able.axes if allowed is None else allowed.get(able.name, ())
+        axes = tuple(axis for axis in able.axes if axis in given)
+        does = (able.samples if generates else able.passes) and (able.small or not small)
         wanted = not chosen or chosen == able.name or not (generates or node.role is Role.TRAIN)
-        if kind in able.kinds and fits and wanted and axes:
-            if able.small or not model.path.startswith(SMALL):
-                known = tuple(axis for axis in able.axes if axis in axes)
-                found.append(Able(able.name, able.kinds, able.samples, able.passes, able.small, known))
+        if kind in able.kinds and does and wanted and axes:
+            found.append(replace(able, axes=axes))
     return found

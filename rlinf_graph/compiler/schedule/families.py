@@ -145,9 +145,7 @@ def _lacking(items: Items, cut: Cut, answer: Answer) -> Infeasible | None:
     for device in sorted({leaf.devices[0] for leaf in leaves}):
         here = [leaf.node for leaf in leaves if device in leaf.devices]
         kept = {
-            n: options[n].resident
-            for n in here
-            if n not in followers and n not in placed.offloaded
+            n: options[n].resident for n in here if n not in followers and n not in placed.offloaded
         }
         available = usable(items.cluster.group_of(device))
         for node in here:

@@ -171,7 +171,9 @@ class Items:
             places = [self._place(span, source, target) for span in (source, target)]
             copied = set(places[1]) <= set(places[0])
             method = "copy" if copied else "broadcast"
-            self._syncs[model, source, target] = self.costs.sync(model, *places, method)[0]
+            self._syncs[model, source, target] = self.costs.sync(
+                model, places[0], places[1], method
+            )[0]
         return self._syncs[model, source, target]
 
     def _place(self, span: Span, *others: Span) -> range:

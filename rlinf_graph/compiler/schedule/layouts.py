@@ -112,7 +112,7 @@ class Layouts:
         given = {axis: getattr(pin, axis) or 1 for axis in ("tp", "pp", "cp", "dp", "ep")}
         for group in self.cluster.groups:
             able = engines_of(self.graph, node, group.device.kind, self.engines)
-            parallel = Parallel(**given)
+            parallel = Parallel.model_validate(given)
             refused = self.costs.refusal(node, range(parallel.devices), NodePlan(parallel=parallel))
             lacking = [a for a, n in given.items() if n > 1 and not any(a in e.axes for e in able)]
             if not able:

@@ -166,8 +166,6 @@ class Placer:
 def _trimmed(placement: Placement, used: dict[str, int]) -> Placement:
     """Every leaf on as many devices as its layout uses: evaluations, and nodes of loops."""
     if isinstance(placement, Leaf):
-        return placement.model_copy(
-            update={"devices": placement.devices[: used[placement.node]]}
-        )
+        return placement.model_copy(update={"devices": placement.devices[: used[placement.node]]})
     made = tuple(_trimmed(part, used) for part in placement.parts)
     return placement.model_copy(update={"parts": made})

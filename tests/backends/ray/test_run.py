@@ -20,10 +20,12 @@ from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.passes import run_passes
 from rlinf_graph.compiler.schedule.candidate import to_plan
+from rlinf_graph.compiler.schedule.pins import Pins
 from rlinf_graph.compiler.schedule.search import Search
 from rlinf_graph.ir import plan as plans
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
+from tests.compiler.schedule.listing import everything
 
 PLANS = Path(__file__).parents[2] / "plans"
 Cores = Callable[..., Cluster]

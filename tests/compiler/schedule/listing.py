@@ -8,8 +8,8 @@ from rlinf_graph.compiler.schedule.flow import Flow
 from rlinf_graph.compiler.schedule.instance import Instance
 from rlinf_graph.compiler.schedule.loads import Loads
 from rlinf_graph.compiler.schedule.rows import Maker
-from rlinf_graph.compiler.schedule.search import Space
 from rlinf_graph.compiler.schedule.solve import Answer
+from rlinf_graph.compiler.schedule.space import Space
 from rlinf_graph.compiler.schedule.tree import Tree, expanded
 
 
