@@ -14,7 +14,7 @@ from rlinf_graph.compiler.explain.drawing import render_graph_svg
 from rlinf_graph.ir.diagnostic import CompileError
 
 README = Path(__file__).parents[1] / "README.md"
-SEARCH_TIME = re.compile(r"(pruned by bound, )[<\d.]+ s")
+SEARCH_TIME = re.compile(r"(the rest by bound, )[<\d.]+ s")
 
 
 def blocks(kind: str) -> list[str]:

@@ -6,7 +6,13 @@ from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.explain.assumptions import assumptions_of
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck, unfolded
-from rlinf_graph.compiler.explain.rejected import layout_text, rejected_plans, summary
+from rlinf_graph.compiler.explain.rejected import (
+    given_of,
+    layout_text,
+    margins_of,
+    rejected_plans,
+    summary,
+)
 from rlinf_graph.compiler.explain.report import Report, Stream
 from rlinf_graph.compiler.explain.rows import carried, feedback, staleness_of, table
 from rlinf_graph.compiler.explain.steady import Steady
@@ -44,6 +50,8 @@ def explain(compiled: Compiled) -> Report:
         assumptions=assumptions_of(steady),
         rejected=rejected_plans(steady, found) if found else (),
         search=summary(found) if found else None,
+        margins=margins_of(found) if found else (),
+        given=given_of(found) if found else None,
         profile=_profile(compiled.costs.profile),
     )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from rlinf_graph.compiler.explain.report import (
     Assumption,
     Bottleneck,
+    Given,
+    Margin,
     Rejected,
     Report,
     Resource,
@@ -64,6 +66,27 @@ class Words:
             return rejected.reason
         same = "as fast; " if abs(rejected.seconds / best - 1) < SAME else ""
         return same + self._short(found)
+
+    def given(self, given: Given, seconds: float) -> str:
+        """What was pinned and what that costs."""
+        pins = " · ".join(f"{self.names.get(name, name)} {text}" for name, text in given.pins)
+        if given.unpinned_s is None:
+            return pins
+        more = seconds / given.unpinned_s - 1
+        costs = f"costs {percent(more)}" if more >= SAME else "costs nothing"
+        return f"{pins}; {costs}: {self.clock.text(given.unpinned_s)} without"
+
+    def margins(self, margins: Sequence[Margin]) -> str:
+        """By how much each estimate may be off."""
+        shown = [
+            f"{self.names.get(made.node, made.node)} "
+            f"{_factor(made.low, '¼')}..{_factor(made.high, '4')}"
+            for made in margins
+            if made.low is not None or made.high is not None
+        ]
+        others = [self.names.get(m.node, m.node) for m in margins if m.low is m.high is None]
+        shown += [f"{', '.join(others)} ¼..4"] if others else []
+        return f"stays within 2% of the best while one takes: {', '.join(shown)} × its estimate"
 
     def settings(self, row: Row) -> str:
         """What a row's columns do not say of its settings; empty when there is nothing."""
@@ -128,6 +151,10 @@ class Words:
 
     def _arrows(self, chain: Sequence[str]) -> str:
         return " → ".join(self.names.get(name, name) for name in chain)
+
+
+def _factor(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.2g}"
 
 
 def assumption_text(made: Assumption) -> str:

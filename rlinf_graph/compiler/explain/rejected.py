@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck
-from rlinf_graph.compiler.explain.report import Rejected, SearchSummary
+from rlinf_graph.compiler.explain.report import Given, Margin, Rejected, SearchSummary
 from rlinf_graph.compiler.explain.rows import staleness_of
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.compiler.schedule.families import Infeasible
@@ -29,6 +29,19 @@ def summary(found: Found) -> SearchSummary:
         gap=found.gap,
         seconds=found.search_s,
     )
+
+
+def margins_of(found: Found) -> tuple[Margin, ...]:
+    """By how much the seconds of each node may be off."""
+    return tuple(Margin(name, made.low, made.high) for name, made in found.tolerances)
+
+
+def given_of(found: Found) -> Given | None:
+    """What was pinned and what it costs."""
+    if not found.pins:
+        return None
+    pins = tuple((name, found.pins.text(name)) for name in found.pins.names())
+    return Given(pins, found.unpinned)
 
 
 def layout_text(placement: Placement) -> str:

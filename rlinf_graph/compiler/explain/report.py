@@ -249,6 +249,26 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Margin:
+    """Within which factors of its seconds a node leaves the plan within 2 % of the best one.
+
+    None where a fourth, or four times as much, changes nothing.
+    """
+
+    node: str
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was pinned, as it is written by name, and seconds of the best plan without any of it."""
+
+    pins: tuple[tuple[str, str], ...]
+    unpinned_s: float | None
+
+
+@dataclass(frozen=True)
 class SearchSummary:
     """How the plan was found.
 
@@ -277,6 +297,8 @@ class Report:
         window_s: seconds of the iteration that `lanes` show; other than `seconds` only where
             iterations differ.
         search: None for a plan that was given.
+        margins: by how much costs may be off.
+        given: what was pinned; None where nothing was.
         profile: the file that rows from `profiled` go by, and its date; empty where there is none.
         run: what was measured; None before a run.
     """
@@ -299,6 +321,8 @@ class Report:
     assumptions: tuple[Assumption, ...]
     rejected: tuple[Rejected, ...] = ()
     search: SearchSummary | None = None
+    margins: tuple[Margin, ...] = ()
+    given: Given | None = None
     profile: str = ""
     run: Run | None = None
 

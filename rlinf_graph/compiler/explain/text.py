@@ -38,6 +38,7 @@ def render_text(report: Report, width: int = 100, color: bool = False) -> str:
         list(_timeline(report, words, width)),
         [
             *paragraph("bottleneck", words.bottleneck(report.bottleneck), width),
+            *_choice(report, words, width),
             *assumption_lines(report, width),
         ],
         list(_rejected(report, words, width)),
@@ -163,6 +164,13 @@ def assumption_lines(report: Report, width: int) -> Iterator[str]:
     for i, (text, nodes) in enumerate(by_text.items()):
         head = "assumed" if i == 0 else ""
         yield from paragraph(head, f"{', '.join(nodes)}: {text}", width)
+
+
+def _choice(report: Report, words: Words, width: int) -> Iterator[str]:
+    if report.given:
+        yield from paragraph("pinned", words.given(report.given, report.seconds), width)
+    if report.margins:
+        yield from paragraph("sensitive", words.margins(report.margins), width)
 
 
 def _rejected(report: Report, words: Words, width: int) -> Iterator[str]:

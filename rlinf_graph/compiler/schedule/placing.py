@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 
 from rlinf_graph.compiler.schedule.candidate import Candidate, with_companions
 from rlinf_graph.compiler.schedule.instance import bits
@@ -96,10 +96,13 @@ class Placer:
         return bool((machines != machines[:, :1]).any())
 
     def _split(self, tree: Tree, pool: Pool) -> Placement | None:
-        """Parts one behind the other; those with much tensor parallelism first, then others."""
+        """Parts one behind the other, in another order only where ranks would straddle machines.
+
+        Those with much tensor parallelism come first then.
+        """
         width = {part: max(self._tp(item) for item in bits(part.items)) for part in tree.parts}
-        usual = sorted(tree.parts, key=lambda part: -width[part])
-        for tried, order in enumerate(permutations(usual)):
+        aligned = sorted(tree.parts, key=lambda part: -width[part])
+        for tried, order in enumerate(chain([tree.parts], permutations(aligned))):
             made = self._in_order(order, pool)
             if made is not None:
                 return Split(parts=tuple(made[part] for part in tree.parts))

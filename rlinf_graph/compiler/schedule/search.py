@@ -15,9 +15,12 @@ from rlinf_graph.compiler.schedule.items import Items
 from rlinf_graph.compiler.schedule.layouts import GRAIN, Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
 from rlinf_graph.compiler.schedule.pins import Pins, read_pins
+from rlinf_graph.compiler.schedule.sensitivity import Tolerance
 from rlinf_graph.compiler.schedule.shortage import no_plan_fits
+from rlinf_graph.compiler.schedule.solve import Answer
 from rlinf_graph.compiler.schedule.space import Simulated, Space
 from rlinf_graph.ir.cluster import Cluster
+from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Estimate
 
@@ -37,6 +40,7 @@ class Found:
         plans, simulated: how many were looked at, and how many of them were simulated.
         bound: what no other plan of the space can beat.
         search_s: seconds of the search.
+        answer: the best plan as the solver has it.
     """
 
     best: Simulated
@@ -44,6 +48,8 @@ class Found:
     simulated: int
     bound: float
     search_s: float
+    answer: Answer
+    _search: Search = field(repr=False, compare=False)
     _space: Space = field(repr=False, compare=False)
 
     @property
@@ -60,6 +66,24 @@ class Found:
     def families(self) -> tuple[Simulated, ...]:
         """The best plan of every other kind, as far as a moment finds it."""
         return self._space.families(self.best)
+
+    @cached_property
+    def tolerances(self) -> tuple[tuple[str, Tolerance], ...]:
+        """By node, how far its seconds may be off before another plan would be the better one."""
+        return self._space.tolerances(self.answer)
+
+    @cached_property
+    def unpinned(self) -> float | None:
+        """Seconds of the best plan without pins; None where nothing is pinned."""
+        if not self._space.items.pins:
+            return None
+        free = self._search.space(Pins()).solve(self._search.limit_s)
+        return min(self.best.seconds, free.best[1]) if free.best else None
+
+    @property
+    def pins(self) -> Pins:
+        """What was given."""
+        return self._space.items.pins
 
     @cached_property
     def infeasible(self) -> tuple[Infeasible, ...]:
@@ -99,17 +123,7 @@ class Search:
         space = self.space(pins)
         solved = space.solve(self.limit_s)
         if solved.best is None or solved.best[1] == float("inf"):
-            case = Case(self.graph, self.cluster, pins)
-            unable = space.unable()
-            refused = any(code == "RG0406" for code, _why in unable.values())
-            names = (
-                frozenset[str]()
-                if refused
-                else smallest_conflict(pins, lambda some: self._possible(case, some))
-            )
-            if names:
-                raise conflict(self.graph, self.cluster.name, pins, names)
-            raise no_plan_fits(case, space.shortages(), unable, self._attempt)
+            raise self._no_plan(pins, space)
         best, seconds = space.simulated(solved.best[0]), solved.best[1]
         if best is None:
             raise ValueError("the best plan has no devices")
@@ -120,6 +134,8 @@ class Search:
             simulated=len(solved.judged),
             bound=bound,
             search_s=time.perf_counter() - start,
+            answer=solved.best[0],
+            _search=self,
             _space=space,
         )
 
@@ -130,6 +146,15 @@ class Search:
         )
         items = Items(self.graph, self.cluster, self.costs, layouts, pins)
         return Space(items)
+
+    def _no_plan(self, pins: Pins, space: Space) -> CompileError:
+        case, unable = Case(self.graph, self.cluster, pins), space.unable()
+        names = frozenset[str]()
+        if not any(code == "RG0406" for code, _why in unable.values()):
+            names = smallest_conflict(pins, lambda some: self._possible(case, some))
+        if names:
+            return conflict(self.graph, self.cluster.name, pins, names)
+        return no_plan_fits(case, space.shortages(), unable, self._attempt)
 
     def _possible(self, case: Case, pins: Pins) -> bool:
         return self._attempt(replace(case, pins=pins)).fits

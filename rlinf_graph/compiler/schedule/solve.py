@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from rlinf_graph.compiler.schedule.flow import Flow
 from rlinf_graph.compiler.schedule.instance import Instance
 from rlinf_graph.compiler.schedule.loads import Loads
 from rlinf_graph.compiler.schedule.rows import Maker, Rows
-from rlinf_graph.compiler.schedule.tree import Tree, expanded
+from rlinf_graph.compiler.schedule.tree import Tree, divided, expanded
 
 SAME = 1e-9
 """Relative difference that decides nothing."""
@@ -93,6 +94,7 @@ class Solver:
         limit_s: seconds after which the best so far is taken.
         keep: which rows count; all where it is left out.
         most_bands: of rows that are made, at most.
+        target: only plans below it are looked for, and the first one is enough.
     """
 
     instances: Sequence[Instance]
@@ -101,9 +103,11 @@ class Solver:
     limit_s: float = float("inf")
     keep: Callable[[Instance, Rows], NDArray[np.bool_]] | None = None
     most_bands: int = 1 << 30
+    target: float = float("inf")
     _queue: list[_Entry] = field(default_factory=list[_Entry])
     _judged: list[tuple[Answer, float]] = field(default_factory=list[tuple[Answer, float]])
     _number: Iterator[int] = field(default_factory=count)
+    _seen: set[tuple[int, Tree]] = field(default_factory=set[tuple[int, Tree]])
     _plans: int = 0
     _bands: int = 0
     _best: float = float("inf")
@@ -116,7 +120,9 @@ class Solver:
         for number, maker in enumerate(self._makers):
             every = (1 << maker.instance.items) - 1
             self._push(number, Tree("open" if every & (every - 1) else "leaf", every))
-        while self._queue:
+        self._best = self.target
+        self._begin()
+        while self._queue and not self._best < self.target < float("inf"):
             bound = self._queue[0][0]
             if bound >= self._best * (1 - SAME) or self._settled(bound):
                 break
@@ -131,6 +137,20 @@ class Solver:
         first = min([self._best, self._dropped, *(entry[0] for entry in self._queue[:1])])
         best = min(self._judged, key=lambda pair: _order(pair[0], pair[1]), default=None)
         return Solved(best, tuple(self._judged), first, self._plans)
+
+    def _begin(self) -> None:
+        """Judge a first plan: of the first instance, a division that loads devices least."""
+        for number, maker in enumerate(self._makers[:1]):
+            tree = divided(maker.loads.division(), maker.instance)
+            if tree is not None:
+                self._seen.add((number, tree))
+                self._band(number, tree, maker.loads.bound(tree), 0.0, WIDER)
+        plans = [entry for entry in self._queue if isinstance(entry[3], _Plans)]
+        if plans:
+            first = min(plans)
+            self._queue.remove(first)
+            heapq.heapify(self._queue)
+            self._judge(first[2], cast("_Plans", first[3]))
 
     def _settled(self, bound: float) -> bool:
         return any(
@@ -162,7 +182,8 @@ class Solver:
             self._band(number, entry, bound, floor, width)
         else:
             for tree in expanded(entry, self.instances[number]):
-                self._push(number, tree)
+                if (number, tree) not in self._seen:
+                    self._push(number, tree)
 
     def _band(self, number: int, tree: Tree, bound: float, floor: float, width: float) -> None:
         """The rows of a tree in the next band of load, with their closed forms."""

@@ -16,6 +16,7 @@ from rlinf_graph.compiler.schedule.instance import Counts, Instance, bits
 from rlinf_graph.compiler.schedule.items import Cut, Items
 from rlinf_graph.compiler.schedule.placing import Placer
 from rlinf_graph.compiler.schedule.rows import Rows
+from rlinf_graph.compiler.schedule.sensitivity import Tolerance, tolerances
 from rlinf_graph.compiler.schedule.solve import Answer, Solved, Solver
 from rlinf_graph.compiler.schedule.tree import Tree
 from rlinf_graph.compiler.simulate import simulate
@@ -124,6 +125,12 @@ class Space:
             if settled or iterations >= MOST_ITERATIONS:
                 return Simulated(candidate, plan, tuple(events), iterations, seconds)
             iterations *= 2
+
+    def tolerances(self, answer: Answer) -> tuple[tuple[str, Tolerance], ...]:
+        """By node, how far its seconds may be off before a plan would not be the best any more."""
+        instances = [instance for _cut, instance in self.instances]
+        found = tolerances(instances, answer)
+        return tuple((self.items.names[tolerance.item], tolerance) for tolerance in found)
 
     def families(self, best: Simulated) -> tuple[Simulated, ...]:
         """The best of every other kind than a plan's, best first."""

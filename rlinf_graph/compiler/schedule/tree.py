@@ -7,7 +7,7 @@ be the same plan written twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -59,6 +59,23 @@ def expanded(tree: Tree, instance: Instance) -> Iterator[Tree]:
                     tree.kind, tree.items, (*tree.parts[:place], form, *tree.parts[place + 1 :])
                 )
             return
+
+
+def divided(sets: Sequence[int], instance: Instance) -> Tree | None:
+    """Sets of items side by side, the items of each in turn; None where that is no tree."""
+    parts: list[Tree] = []
+    for items in sets:
+        ordered = _turn_order([1 << item for item in bits(items)], instance)
+        if ordered is None:
+            return None
+        leaves = tuple(Tree("leaf", item) for item in ordered)
+        parts.append(leaves[0] if len(leaves) == 1 else Tree("turn", items, leaves))
+        if _clash(instance.apart, ordered):
+            return None
+    if not parts or _clash(instance.together, list(sets)):
+        return None
+    parts.sort(key=lambda part: part.items & -part.items)
+    return parts[0] if len(parts) == 1 else Tree("split", sum(sets), tuple(parts))
 
 
 def _forms(tree: Tree, instance: Instance) -> Iterator[Tree]:
