@@ -38,7 +38,7 @@ test: $(READY)  ## everything that must pass: linter, formatter, type checker, t
 	$(BIN)/pytest || failed="$$failed pytest"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
-plans: $(READY)  ## run every plan that the search enumerates on Ray (minutes)
+plans: $(READY)  ## run plans from all over the space on Ray (minutes)
 	@$(BIN)/pytest -m slow
 
 lint: $(READY)  ## linter, formatter and type checker only

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import NodePlan, Plan
-from rlinf_graph.nodes.engine import engine_class
+from rlinf_graph.nodes.engine import engine_class, engine_names
 
 
 def check_engines(graph: Graph, plan: Plan) -> None:
@@ -22,6 +22,15 @@ def check_engines(graph: Graph, plan: Plan) -> None:
 def _refusals(graph: Graph, plan: Plan) -> Iterator[Diagnostic]:
     for leaf in plan.leaves():
         settings = plan.settings(leaf.node)
+        if settings.engine not in engine_names():
+            yield Diagnostic(
+                "RG0503",
+                f"engine `{settings.engine}` of `{leaf.node}` is not installed",
+                graph.node(leaf.node).span,
+                notes=(f"installed: {', '.join(engine_names())}",),
+                help=("`rlinf-graph run` without --plan plans with what is installed",),
+            )
+            continue
         able = engine_class(settings.engine).capabilities.parallel
         for axis, degree in _axes(settings).items():
             if degree > 1 and axis not in able:

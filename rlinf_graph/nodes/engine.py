@@ -229,6 +229,11 @@ class EngineClass(Protocol):
         ...
 
 
+def engine_names() -> list[str]:
+    """The engines that are registered."""
+    return sorted(point.name for point in entry_points(group="rlinf_graph.engines"))
+
+
 def runnable_axes() -> dict[str, tuple[str, ...]]:
     """The engines that are registered here and load, with the axes they spread a model over."""
     found: dict[str, tuple[str, ...]] = {}

@@ -16,10 +16,28 @@ PLANS = Path(__file__).parents[1] / "plans"
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_tensor_parallelism_of_the_torch_engine_is_refused(backend: str, tmp_path: Path) -> None:
     pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
-    ready = compile_pipeline(pipeline, "2xH100", pins={"rollout": "tp 2"})
+    plan = compile_pipeline(pipeline, "2xH100", pins={"rollout": "tp 2"}).plan
+    torch = {n: s.model_copy(update={"engine": "torch"}) for n, s in plan.nodes.items()}
+    changed = plan.model_copy(update={"nodes": torch})
+    ready = compile_pipeline(pipeline, "2xH100", plan=changed)
     with pytest.raises(CompileError) as raised:
         run_compiled(ready, iterations=1, folder=tmp_path, backend=backend)
     messages = {d.message for d in raised.value.diagnostics if d.code == "RG0503" and d.span}
     assert "engine `torch` cannot run `rollout policy` with tp 2" in messages
     assert len(messages) == len(raised.value.diagnostics)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_an_engine_that_is_not_there_is_refused_and_run_makes_another(
+    tmp_path: Path,
+) -> None:
+    pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
+    ready = compile_pipeline(pipeline, "2xH100", pins={"rollout": "engine vllm"})
+    others = {"rollout policy": ready.plan.settings("rollout policy")}
+    absent = {n: s.model_copy(update={"engine": "nothing"}) for n, s in others.items()}
+    changed = ready.plan.model_copy(update={"nodes": {**ready.plan.nodes, **absent}})
+    given = compile_pipeline(pipeline, "2xH100", plan=changed)
+    with pytest.raises(CompileError, match="engine `nothing` of `rollout policy` is not installed"):
+        run_compiled(given, iterations=1, folder=tmp_path)
+    able = compile_pipeline(pipeline, "2xcpu", runnable=True).plan
+    assert {settings.engine for settings in able.nodes.values()} == {"torch"}

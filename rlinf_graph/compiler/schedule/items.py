@@ -134,7 +134,7 @@ class Items:
 
     def _stands(self, way: Way, pin: tuple[int, ...]) -> bool:
         group = self.cluster.groups[way.group]
-        return way.devices == len(pin) and self.cluster.groups_of(pin) == (group,)
+        return way.devices <= len(pin) and self.cluster.groups_of(pin) == (group,)
 
     def fitting(self, item: int, cut: Cut) -> list[Way]:
         """The ways of an item that fit on their devices when nothing else is there."""

@@ -138,7 +138,16 @@ class Layouts:
                 break
         return _pareto(made, self.grain * memory, memory)
 
-    def _settings(self, node: Node, group: NodeGroup, chunks: int) -> Iterator[NodePlan]:
+    def _settings(self, node: Node, group: NodeGroup, chunks: int) -> list[NodePlan]:
+        """On given devices, those that use the most of them."""
+        made, pin = list(self._all_settings(node, group, chunks)), self.pins.get(node.name, FREE)
+        if pin.devices is None:
+            return made
+        inside = [s for s in made if s.parallel.devices <= len(pin.devices)]
+        most = max((s.parallel.devices for s in inside), default=0)
+        return [s for s in inside if s.parallel.devices == most]
+
+    def _all_settings(self, node: Node, group: NodeGroup, chunks: int) -> Iterator[NodePlan]:
         pin = self.pins.get(node.name, FREE)
         for able in engines_of(self.graph, node, group.device.kind, self.engines):
             if node.role is Role.TRAIN:

@@ -81,7 +81,7 @@ class Placer:
 
     def _leaf(self, item: int, pool: Pool) -> Placement | None:
         way, pin = self._way(item), self.items.pin(item)
-        devices = pin or pool[way.group][: way.devices]
+        devices = (pin or pool[way.group])[: way.devices]
         if len(devices) < way.devices or not set(devices) <= set(pool[way.group]):
             return None
         if any(self._straddles(devices, o.settings.parallel.tp) for _name, o in way.options):
