@@ -18,6 +18,7 @@ from rlinf_graph.ir.batch import Batch, TokenBatch
 from rlinf_graph.ir.batches import Examples, Rollouts, Transitions
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import EnvDef, Graph, Node
+from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import Gather, Keep, Send, WorkerGroup
 from rlinf_graph.ir.value import FunctionRef
@@ -59,6 +60,7 @@ class Rank:
         envs = {param: _env_handle(graph.env(name)) for param, name in self.node.envs}
         self._fixed = {**models, **envs, **options_of(self.node)}
         self._sync = graph.syncs().get(self.node.model or "")
+        self._told = _told_as(graph, self.node)
         self._kernel = definitions[self.node.type].kernel
 
     def run(self, at: Position, metrics: Metrics) -> None:
@@ -145,8 +147,15 @@ class Rank:
 
     def optimizer_step(self, weight: float, metrics: Metrics) -> None:
         """Update with gradients that are already summed over ranks, as `weight` is."""
-        self.trainer.optimizer_step(self.node.option("optimizer"), weight, metrics)
+        made = Metrics()
+        self.trainer.optimizer_step(self.node.option("optimizer"), weight, made)
+        metrics.merge(made.renamed(self._metric_of_update))
         self.weight = 0.0
+
+    def _metric_of_update(self, name: str) -> str:
+        """What an update says under the name of its own model, where several are trained."""
+        _space, _slash, rest = name.partition("/")
+        return f"{self._told}/{rest}"
 
     def move(self, *, on: bool) -> None:
         """Load or offload the node's engines."""
@@ -193,3 +202,12 @@ def _handle(graph: Graph, name: str) -> Model:
 def _env_handle(env: EnvDef) -> Env:
     """What a kernel gets for an environment; its engine's copies it finds by the parameter."""
     return Env(str(env.path), count=env.count, name=env.name)
+
+
+def _told_as(graph: Graph, node: Node) -> str:
+    """`train` for a policy's updates, `value` for a critic's; with its name beside one like it."""
+    heads = {model.name: model.head for model in graph.models}
+    head = heads.get(node.model or "", "")
+    alike = [n for n in graph.with_role(Role.TRAIN) if heads.get(n.model or "", "") == head]
+    space = "value" if head == "value" else "train"
+    return f"{space}/{node.model}" if len(alike) > 1 else space

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +32,10 @@ class Metrics:
         """Take in what another rank emitted."""
         for name, (reduction, total, weight) in other.kept.items():
             self.add(name, reduction, total, weight)
+
+    def renamed(self, name: Callable[[str], str]) -> Metrics:
+        """The same under other names."""
+        return Metrics({name(old): kept for old, kept in self.kept.items()})
 
     def values(self) -> dict[str, float]:
         """Name → reduced value, sorted by name."""
