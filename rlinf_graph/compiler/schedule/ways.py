@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -81,11 +82,14 @@ class Ways:
             for chosen in product(*usable):
                 used = max(option.used for option in chosen)
                 if len(members) == 1 or used == count:
-                    yield self._way(name, group, dict(zip(members, chosen, strict=True)), groups)
+                    made = dict(zip(members, chosen, strict=True))
+                    yield self._way(name, group, made, chunks, groups)
 
-    def _way(self, name: str, group: NodeGroup, chosen: dict[str, Option], groups: int) -> Way:
+    def _way(
+        self, name: str, group: NodeGroup, chosen: dict[str, Option], chunks: int, groups: int
+    ) -> Way:
         members, node = list(chosen), self.graph.node(name)
-        seconds, tail, early = self._times(name, group, chosen, groups)
+        seconds, tail, early = self._times(name, group, chosen, chunks, groups)
         working = max(option.working for option in chosen.values())
         resident = sum(option.resident for option in chosen.values())
         after = -early
@@ -114,7 +118,7 @@ class Ways:
                      and n.role is Role.COMPUTE), "")  # fmt: skip
 
     def _times(
-        self, name: str, group: NodeGroup, chosen: dict[str, Option], groups: int
+        self, name: str, group: NodeGroup, chosen: dict[str, Option], chunks: int, groups: int
     ) -> tuple[float, float, float]:
         """Seconds of an item; those after its last sample has come; by how much devices end early.
 
@@ -128,10 +132,10 @@ class Ways:
         seconds = option.cost.seconds / every
         if node.role is not Role.TRAIN:
             return seconds, seconds / option.settings.chunks, 0.0
-        return seconds, self._training_tail(node, group, option), 0.0
+        return seconds, self._training_tail(node, group, option, chunks), 0.0
 
-    def _training_tail(self, node: Node, group: NodeGroup, option: Option) -> float:
-        """The last micro-batch of the first epoch with its optimizer step, and all other epochs."""
+    def _training_tail(self, node: Node, group: NodeGroup, option: Option, chunks: int) -> float:
+        """All micro-batches with a sample of the last chunk, their updates, and later epochs."""
         settings, epochs = option.settings, node.option("epochs")
         samples = self.layouts.samples(node)
         minibatch = node.option("minibatch") or samples
@@ -141,8 +145,11 @@ class Ways:
         first = self.cluster.first_of(group)
         place = range(first, first + settings.parallel.devices)
         update = self.costs.optimizer_step_seconds(node, place, settings)
-        one = option.cost.seconds / epochs / steps
-        return min(one, update + (one - update) / micro) + option.cost.seconds * (1 - 1 / epochs)
+        epoch = option.cost.seconds / epochs
+        one = max(0.0, epoch / steps - update) / micro
+        last = steps * micro - steps * micro * (chunks - 1) // chunks
+        ends = last * one + math.ceil(last / micro) * update
+        return min(epoch, ends) + epoch * (epochs - 1)
 
     def _loop_seconds(
         self, region: str, chosen: dict[str, Option], groups: int

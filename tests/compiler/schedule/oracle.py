@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from rlinf_graph.compiler.schedule.instance import Instance, Span
 from tests.compiler.schedule.oracle_trees import Node, has_split, items_of, text, trees
 
@@ -346,3 +348,41 @@ def best(instances: Sequence[Instance]) -> float:
     for _, figure in plans(instances, below):
         below[0] = min(below[0], figure)
     return below[0]
+
+
+# The search with many plans side by side, where memory is no question.
+
+
+def best_of_grid(instance: Instance) -> float:
+    """As `best`, of one instance with memory for everything: nothing is ever taken away."""
+    grid = np.indices([len(choices.seconds) for choices in instance.choices])
+    picks = [axis.ravel() for axis in grid]
+    away, available = [False] * instance.items, np.asarray(instance.available)
+    todo: list[tuple[float, int, Node, Any, Any]] = []
+    for number, tree in enumerate(trees(instance, tuple(range(instance.items)))):
+        fits = np.flatnonzero((_needs_of_all(instance, tree, picks) <= available).all(axis=1))
+        if len(fits):
+            some = [pick[fits] for pick in picks]
+            least = load(instance, tree, Costs(instance, some, away, None), np.maximum)
+            todo.append((float(least.min()), number, tree, some, least))
+    found = math.inf
+    for least, _number, tree, some, loads in sorted(todo, key=lambda entry: entry[:2]):
+        if least >= found:
+            break
+        kept = loads < found
+        costs = Costs(instance, [pick[kept] for pick in some], away, None)
+        for lag in instance.lags if has_split(tree) else (0,):
+            try:
+                steady = Timeline(instance, tree, costs, lag, np.maximum).steady()
+            except CircularWait:
+                continue
+            found = min(found, float(np.maximum(steady, loads[kept]).min()))
+    return found
+
+
+def _needs_of_all(instance: Instance, tree: Node, picks: Sequence[Any]) -> Any:
+    kind, parts = tree
+    if kind == "leaf":
+        return instance.choices[parts].devices[picks[parts]]
+    needs = [_needs_of_all(instance, part, picks) for part in parts]
+    return sum(needs) if kind == "split" else np.maximum.reduce(needs)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 
 from rlinf_graph.compiler.schedule.instance import Instance
 from rlinf_graph.compiler.schedule.solve import Solver
-from tests.compiler.schedule.oracle import best
-from tests.compiler.schedule.strategies import Size, instances
+from tests.compiler.schedule.oracle import best, best_of_grid
+from tests.compiler.schedule.strategies import Size, instances, roomy
 
 CUTS = ((1,), (2,), (1, 2), (1, 4))
 SMALL, MANY = Size(items=3, choices=3), Size(items=4, choices=1, hosts=1, lag=1, least=4)
@@ -43,3 +43,9 @@ def test_one_more_device_or_more_memory_is_never_worse(problem: list[Instance]) 
     assert solved(more) <= before * (1 + 1e-9)
     larger = [replace(i, memory=tuple(2 * m for m in i.memory)) for i in problem]
     assert solved(larger) <= before * (1 + 1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problem=roomy())
+def test_the_answer_is_the_best_of_all_plans_of_six_items_on_six_devices(problem: Instance) -> None:
+    assert solved([problem]) == pytest.approx(best_of_grid(problem), rel=1e-9)
