@@ -108,6 +108,8 @@ class Instance:
         chunks: micro-batches of every edge that streams.
         lags: values of the staleness that may be chosen.
         sync: seconds of deliveries; they cost nothing where it is left out.
+        least_sync: for each item the seconds of an iteration in which it takes over weights, at
+            least; nothing where it is left out.
         together: for each item the bits of those that it cannot stand side by side with.
         apart: likewise, of those that it cannot take turns with.
     """
@@ -119,8 +121,17 @@ class Instance:
     chunks: int = 1
     lags: tuple[int, ...] = (0,)
     sync: SyncSeconds | None = field(default=None, compare=False)
+    least_sync: tuple[float, ...] = ()
     together: tuple[int, ...] = ()
     apart: tuple[int, ...] = ()
+
+    def busy(self, item: int) -> Seconds:
+        """Of each choice of an item, the seconds its devices are taken at least; no switches."""
+        return self.choices[item].busy + self.taking_over(item)
+
+    def taking_over(self, item: int) -> float:
+        """The least seconds of an item's deliveries."""
+        return self.least_sync[item] if self.least_sync else 0.0
 
     @property
     def items(self) -> int:

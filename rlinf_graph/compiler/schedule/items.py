@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
 import networkx as nx
 import numpy as np
@@ -160,6 +161,7 @@ class Items:
             chunks=cut.chunks,
             lags=self.lags(),
             sync=self.sync_seconds,
+            least_sync=tuple(self._least_sync(item, ways) for item in items),
             together=together,
             apart=apart,
         )
@@ -175,6 +177,27 @@ class Items:
                 model, places[0], places[1], method
             )[0]
         return self._syncs[model, source, target]
+
+    def _least_sync(self, item: int, ways: list[list[Way]]) -> float:
+        """Of all deliveries to an item in an iteration, wherever the trainer and it stand."""
+        total, sizes = 0.0, [group.size for group in self.cluster.groups]
+        for trainer, every in self._delivered(item):
+            sources, targets = (
+                sorted({(w.group, w.devices) for w in ways[each]}) for each in (trainer, item)
+            )
+            total += min(
+                self.sync_seconds(trainer, item, (g, 0, n), (k, start, m)) / every
+                for (g, n), (k, m) in product(sources, targets)
+                for start in (0, n)
+                if start + m <= sizes[k] and (start == 0 or g == k)
+            )
+        return total
+
+    def _delivered(self, item: int) -> Iterator[tuple[int, int]]:
+        """The trainers, as items, whose weights an item takes over; in every how many iterations."""
+        order = {name: place for place, name in enumerate(self.names)}
+        for read in self._reads(self.names[item], order):
+            yield read.trainer, read.every
 
     def _place(self, span: Span, *others: Span) -> range:
         kind, start, count = span

@@ -12,7 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from rlinf_graph.compiler.schedule.instance import Instance, bits
+from rlinf_graph.compiler.schedule.chains import Chain, chains_of
+from rlinf_graph.compiler.schedule.instance import Instance, Seconds, bits
 from rlinf_graph.compiler.schedule.partition import Menu, Problem, divide, stages_of
 from rlinf_graph.compiler.schedule.tree import Tree
 
@@ -24,6 +25,7 @@ class Loads:
     instance: Instance
     _known: dict[int, Menu] = field(default_factory=dict[int, Menu])
     _trees: dict[Tree, Menu] = field(default_factory=dict[Tree, Menu])
+    _lines: dict[tuple[Tree, int], Menu] = field(default_factory=dict[tuple[Tree, int], Menu])
 
     def of(self, items: int) -> Menu:
         """The front of the best tree over a set; the empty set needs nothing."""
@@ -62,7 +64,34 @@ class Loads:
         if self._fresh and np.isfinite(load):
             for first, second in self._barriers:
                 load = max(load, _least(self.tree(tree, first)) + _least(self.tree(tree, second)))
+        for chain in self.chains:
+            if np.isfinite(load):
+                line = self.least_line(tree, chain) + self.instance.taking_over(chain.reader)
+                load = max(load, line / chain.laps)
         return load
+
+    @cached_property
+    def chains(self) -> tuple[Chain, ...]:
+        """Items that work one after another."""
+        return chains_of(self.instance)
+
+    def least_line(self, tree: Tree, chain: Chain) -> float:
+        """Seconds of all items of a chain together, at least, on the devices of a tree."""
+        return _least(self._line(tree, chain.items))
+
+    def _line(self, tree: Tree, within: int) -> Menu:
+        """The front of devices and summed seconds; open parts have all devices for each item."""
+        items = tree.items & within
+        if tree.kind.startswith("open") or items & (items - 1) == 0:
+            return self._alone(items)
+        key = (tree, within)
+        if key not in self._lines:
+            parts = [self._line(part, within) for part in tree.parts if part.items & within]
+            made = parts[0]
+            for part in parts[1:]:
+                made = self._beside(made, part) if tree.kind == "split" else self._turn(made, part)
+            self._lines[key] = made
+        return self._lines[key]
 
     def least(self, tree: Tree) -> float:
         """Seconds of the busiest device of a tree, at least."""
@@ -80,6 +109,14 @@ class Loads:
         )
         found = divide(problem)
         return [stage.nodes for stage in found.stages] if found else []
+
+    def _alone(self, items: int) -> Menu:
+        """As if all items of a set had the same devices and only one after another worked."""
+        made = self._item(0)
+        for item in bits(items):
+            choices = self.instance.choices[item]
+            made = self._turn(made, Menu.of(choices.devices, choices.seconds))
+        return made
 
     def _turns(self, items: int) -> Menu:
         made = self.of(items & -items)
@@ -120,8 +157,8 @@ class Loads:
     def _item(self, items: int) -> Menu:
         if not items:
             return Menu.of(np.zeros((1, len(self.instance.available)), np.int64), np.zeros(1))
-        choices = self.instance.choices[bits(items)[0]]
-        return Menu.of(choices.devices, choices.busy)
+        item = bits(items)[0]
+        return Menu.of(self.instance.choices[item].devices, self.instance.busy(item))
 
     def _turn(self, a: Menu, b: Menu) -> Menu:
         return Menu.of(
@@ -132,8 +169,13 @@ class Loads:
         )
 
     def _split(self, a: Menu, b: Menu) -> Menu:
+        return self._apart(a, b, np.maximum(a.seconds[:, None], b.seconds[None, :]).ravel())
+
+    def _beside(self, a: Menu, b: Menu) -> Menu:
+        return self._apart(a, b, (a.seconds[:, None] + b.seconds[None, :]).ravel())
+
+    def _apart(self, a: Menu, b: Menu, seconds: Seconds) -> Menu:
         devices = (a.devices[:, None, :] + b.devices[None, :, :]).reshape(-1, a.devices.shape[1])
-        seconds = np.maximum(a.seconds[:, None], b.seconds[None, :]).ravel()
         fits = (devices <= np.asarray(self.instance.available)).all(axis=1)
         return Menu.of(devices[fits], seconds[fits])
 

@@ -80,23 +80,26 @@ class Maker:
         picks = np.zeros((len(choices.seconds), self.instance.items), np.int64)
         picks[:, item] = np.arange(len(picks))
         away = np.zeros(picks.shape, np.bool_)
-        made = Rows(tree, picks, away, choices.devices, choices.busy)
+        busy = self.instance.busy(item)
+        made = Rows(tree, picks, away, choices.devices, busy)
         if moves:
             out = away.copy()
             out[:, item] = True
-            load = choices.busy + choices.switch
+            load = busy + choices.switch
             made = _both(made, Rows(tree, picks, out, choices.devices, load))
         return made.at(made.load < limit)
 
     def _joined(self, tree: Tree, a: Rows, b: Rows, limit: float, turns: bool) -> Rows:
         first, second = np.arange(len(a.load)), np.arange(len(b.load))
-        dropped = min(a.dropped, b.dropped)
+        beside_a, beside_b = (_least(b.load), _least(a.load)) if turns else (0.0, 0.0)
+        dropped = min(a.dropped + beside_a, b.dropped + beside_b)
         while len(first) * len(second) > MOST_ROWS:
-            longer, rows = (first, a) if len(first) > len(second) else (second, b)
+            of_a = len(first) > len(second)
+            longer, rows, beside = (first, a, beside_a) if of_a else (second, b, beside_b)
             order = longer[np.argsort(rows.load[longer], kind="stable")]
-            dropped = min(dropped, float(rows.load[order[len(order) // 2]]))
+            dropped = min(dropped, float(rows.load[order[len(order) // 2]]) + beside)
             order = order[: len(order) // 2]
-            first, second = (order, second) if rows is a else (first, order)
+            first, second = (order, second) if of_a else (first, order)
         x, y = np.repeat(first, len(second)), np.tile(second, len(first))
         if turns:
             kept = np.flatnonzero(a.load[x] + b.load[y] < limit)
@@ -164,6 +167,10 @@ def places(instance: Instance, rows: Rows) -> dict[int, tuple[Counts, Counts, Co
 
     visit(rows.tree, np.zeros((len(rows.load), len(instance.available)), np.int64))
     return found
+
+
+def _least(load: Seconds) -> float:
+    return float(load.min()) if len(load) else float("inf")
 
 
 def _both(a: Rows, b: Rows) -> Rows:

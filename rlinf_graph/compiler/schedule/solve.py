@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.compiler.schedule.flow import Flow
-from rlinf_graph.compiler.schedule.instance import Instance
+from rlinf_graph.compiler.schedule.instance import Instance, Seconds
 from rlinf_graph.compiler.schedule.loads import Loads
 from rlinf_graph.compiler.schedule.rows import Maker, Rows
 from rlinf_graph.compiler.schedule.tree import Tree, divided, expanded
@@ -27,7 +27,19 @@ from rlinf_graph.compiler.schedule.tree import Tree, divided, expanded
 SAME = 1e-9
 """Relative difference that decides nothing."""
 
-WIDER = 0.05
+JUDGED = 1000
+"""Closed forms that take about as long as a simulation."""
+
+WORTH = 1e-3
+"""A plan that is better than the best by more is judged at once."""
+
+MOST_AT_ONCE = 1 << 15
+"""Rows whose closed form is worked out together."""
+
+NEAR = 1.1
+"""The first plan is a division by load, where its bound is that near to the least one."""
+
+WIDER = 0.005
 """Rows of a tree are made in bands of load: the first so wide, each next one twice as wide."""
 
 
@@ -90,7 +102,8 @@ class Solver:
     Attributes:
         instances: the same problem cut into different numbers of micro-batches.
         judge: seconds of a plan; not below its closed form, which is taken where it is left out.
-        enough: pairs of plans that are judged and a gap that is small enough then.
+        enough: pairs of effort and a gap that is small enough then: closed forms that have been
+            worked out, a judged plan counting as `JUDGED` of them.
         limit_s: seconds after which the best so far is taken.
         keep: which rows count; all where it is left out.
         most_bands: of rows that are made, at most.
@@ -142,7 +155,8 @@ class Solver:
         """Judge a first plan: of the first instance, a division that loads devices least."""
         for number, maker in enumerate(self._makers[:1]):
             tree = divided(maker.loads.division(), maker.instance)
-            if tree is not None:
+            every = self._queue[0][0] if self._queue else float("inf")
+            if tree is not None and maker.loads.bound(tree) <= NEAR * every:
                 self._seen.add((number, tree))
                 self._band(number, tree, maker.loads.bound(tree), 0.0, WIDER)
         plans = [entry for entry in self._queue if isinstance(entry[3], _Plans)]
@@ -153,9 +167,9 @@ class Solver:
             self._judge(first[2], cast("_Plans", first[3]))
 
     def _settled(self, bound: float) -> bool:
+        spent = self._plans + JUDGED * len(self._judged)
         return any(
-            len(self._judged) >= tries and bound >= self._best * (1 - gap)
-            for tries, gap in self.enough
+            spent >= effort and bound >= self._best * (1 - gap) for effort, gap in self.enough
         )
 
     def _push(self, number: int, tree: Tree, floor: float = 0.0, width: float = WIDER) -> None:
@@ -190,23 +204,33 @@ class Solver:
         maker, instance = self._makers[number], self.instances[number]
         limit = min(self._best, bound * (1 + width))
         rows = maker.rows(tree, floor, limit)
-        rows = rows.at(self.keep(instance, rows)) if self.keep else rows
         self._bands += 1
-        self._dropped = min(self._dropped, max(floor, rows.dropped))
+        self._dropped = min(self._dropped, max(bound, rows.dropped))
+        if len(rows.load) > MOST_AT_ONCE:
+            limit, width = _cut(rows.load), width / 2
+            rows = rows.at(rows.load < limit)
         if limit < self._best and limit <= _most(instance):
             self._push(number, tree, limit, 2 * width)
+        rows = rows.at(self.keep(instance, rows)) if self.keep else rows
         flow = Flow(instance, rows)
-        if not len(rows.load) or not flow.order:
+        if len(rows.load) and flow.order:
+            self._plans += len(rows.load) * len(instance.lags)
+            for lag in instance.lags if tree.splits else instance.lags[:1]:
+                self._line_up(number, rows, np.maximum(flow.seconds(lag), rows.load), lag)
+
+    def _line_up(self, number: int, rows: Rows, seconds: Seconds, lag: int) -> None:
+        """Put the plans of a band in order; what is much better than the best is judged at once."""
+        kept = np.flatnonzero(seconds < self._best * (1 - SAME))
+        if not len(kept):
             return
-        self._plans += len(rows.load) * len(instance.lags)
-        for lag in instance.lags if tree.splits else instance.lags[:1]:
-            seconds = np.maximum(flow.seconds(lag), rows.load)
-            kept = np.flatnonzero(seconds < self._best * (1 - SAME))
-            if len(kept):
-                used = rows.devices[kept].sum(axis=1)
-                rounded = np.asarray([float(f"{s:.9g}") for s in seconds[kept]])
-                order = kept[np.lexsort((kept, used, rounded))]
-                self._add(float(seconds[order[0]]), number, _Plans(rows, seconds, order, lag))
+        used = rows.devices[kept].sum(axis=1)
+        order = kept[np.lexsort((kept, used, _rounded(seconds[kept])))]
+        plans = _Plans(rows, seconds, order, lag)
+        least = float(seconds[order[0]])
+        if least < self._best * (1 - WORTH):
+            self._judge(number, plans)
+        else:
+            self._add(least, number, plans)
 
     def _judge(self, number: int, plans: _Plans) -> None:
         row = int(plans.order[plans.at])
@@ -232,8 +256,21 @@ def _order(answer: Answer, seconds: float) -> tuple[float, int, int, str]:
     return float(f"{seconds:.9g}"), answer.lag, answer.instance, str(answer.tree)
 
 
+def _rounded(seconds: Seconds) -> Seconds:
+    """To nine digits, so that rounding does not decide."""
+    scale = 10.0 ** (8 - np.floor(np.log10(np.maximum(seconds, 1e-300))))
+    return np.round(seconds * scale) / scale
+
+
+def _cut(load: Seconds) -> float:
+    """A load below which there are about as many rows as can be looked at together."""
+    found = float(np.partition(load, MOST_AT_ONCE)[MOST_AT_ONCE])
+    return found if (load < found).any() else float(np.nextafter(found, np.inf))
+
+
 def _most(instance: Instance) -> float:
     """No device has more to do than everything, at its slowest."""
     return sum(
-        float((c.busy + c.switch).max()) if len(c.seconds) else 0.0 for c in instance.choices
+        float((instance.busy(item) + choices.switch).max()) if len(choices.seconds) else 0.0
+        for item, choices in enumerate(instance.choices)
     )

@@ -278,7 +278,8 @@ def load(instance: Instance, tree: Node, costs: Costs, larger: Any = max) -> Any
     kind, parts = tree
     if kind == "leaf":
         v = instance.step_of[parts]
-        return costs.seconds[v] + costs.after[v] + 2 * costs.half[v]
+        least = instance.least_sync[parts] if instance.least_sync else 0.0
+        return costs.seconds[v] + costs.after[v] + 2 * costs.half[v] + least
     loads = [load(instance, part, costs, larger) for part in parts]
     found = loads[0]
     for each in loads[1:]:

@@ -62,6 +62,15 @@ class Sync:
         return self.scale * (0.25 * (item + 1) + far + other + 0.25 * abs(source[2] - target[2]))
 
 
+def least_sync(steps: Sequence[Step], items: int, sync: Sync | None) -> tuple[float, ...]:
+    """What deliveries take at least: from the same devices to as many."""
+    found = [0.0] * items
+    for step in steps:
+        for read in step.reads if sync else ():
+            found[step.item] += 0.25 * (step.item + 1) / read.every
+    return tuple(found)
+
+
 def choices_of(rows: Sequence[Row], types: int, chunks: int, late: float) -> Choices:
     """Rows as arrays; the part `late` of a trainer's seconds comes after all samples."""
     devices = np.zeros((len(rows), types), np.int64)
@@ -179,6 +188,7 @@ def instances(draw: DrawFn, size: Size, chunks: Sequence[tuple[int, ...]] = CHUN
             chunks=m,
             lags=_lags(steps),
             sync=sync,
+            least_sync=least_sync(steps, len(trains), sync),
             together=together,
             apart=apart,
         )

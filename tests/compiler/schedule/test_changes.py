@@ -64,6 +64,7 @@ def test_multiplying_all_times_changes_nothing_but_the_numbers(
         replace(
             i,
             steps=tuple(replace(s, seconds=s.seconds * factor) for s in i.steps),
+            least_sync=tuple(least * factor for least in i.least_sync),
             sync=None if i.sync is None else replace(i.sync, scale=factor),  # pyright: ignore[reportArgumentType]  # a dataclass of the strategies
         )
         for i in changed(
@@ -92,6 +93,7 @@ def test_other_names_of_items_change_nothing(problem: list[Instance], order: lis
                 i,
                 choices=tuple(i.choices[item] for item in new),
                 steps=tuple(replace(s, item=place[s.item] if s.item >= 0 else -1) for s in i.steps),
+                least_sync=tuple(i.least_sync[item] for item in new),
                 together=tuple(moved[item] for item in new) if moved else (),
                 apart=tuple(parted[item] for item in new) if parted else (),
                 sync=None if sync is None else _renamed(sync, new),
