@@ -114,7 +114,7 @@ def chain(nodes: int) -> Graph:
     policy = rl.Model("Qwen/Qwen2.5-7B-Instruct")
     sizes = ("0.5B", "1.5B", "3B", "7B", "14B")
     judges = [
-        rl.Model(f"Qwen/Qwen2.5-{sizes[i % len(sizes)]}-Instruct", head="score")
+        rl.Model(f"Qwen/Qwen2.5-{sizes[i % len(sizes)]}-Instruct", head="score", name=f"judge {i}")
         for i in range(nodes - 2)
     ]
 

@@ -45,6 +45,7 @@ def test_one_more_device_or_more_memory_is_never_worse(problem: list[Instance]) 
     assert solved(larger) <= before * (1 + 1e-9)
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(problem=roomy())
 def test_the_answer_is_the_best_of_all_plans_of_six_items_on_six_devices(problem: Instance) -> None:
