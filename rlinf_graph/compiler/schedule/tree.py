@@ -15,14 +15,18 @@ from typing import Literal
 
 from rlinf_graph.compiler.schedule.instance import Instance, bits
 
-Kind = Literal["leaf", "turn", "micro", "split", "open", "open turn", "open split"]
+Kind = Literal["leaf", "turn", "micro", "split", "open", "open turn", "open split", "open more"]
+
+MANY = 5
+"""Items whose partitions are not listed at once but block by block."""
 
 
 @dataclass(frozen=True)
 class Tree:
     """A part of a placement over a set of items, as bits.
 
-    `turn` is once an iteration, `micro` once a micro-batch; `open` may become anything.
+    `turn` is once an iteration, `micro` once a micro-batch; `open` may become anything; what is
+    `open more` becomes one or several further parts of what it stands in.
     """
 
     kind: Kind
@@ -51,6 +55,9 @@ def expanded(tree: Tree, instance: Instance) -> Iterator[Tree]:
     """The trees with the first open part of a tree in each of its forms."""
     if tree.kind.startswith("open"):
         yield from _forms(tree, instance)
+        return
+    if tree.parts and tree.parts[-1].kind == "open more":
+        yield from _more(tree, instance)
         return
     for place, part in enumerate(tree.parts):
         if not part.complete:
@@ -85,20 +92,53 @@ def _forms(tree: Tree, instance: Instance) -> Iterator[Tree]:
     if instance.chunks > 1 and _in_step(tree.items, instance):
         parts = tuple(Tree("leaf", 1 << item) for item in _by_flow(tree.items, instance))
         yield Tree("micro", tree.items, parts)
-    if tree.kind != "open split":
+    kinds: list[Literal["turn", "split"]] = []
+    kinds += ["turn"] if tree.kind != "open split" else []
+    kinds += ["split"] if tree.kind != "open turn" else []
+    for kind in kinds:
+        if tree.items.bit_count() > MANY:
+            yield from _more(Tree(kind, tree.items, (Tree("open more", tree.items),)), instance)
+            continue
         for blocks in partitions(tree.items):
-            if _clash(instance.apart, blocks):
-                continue
-            ordered = _turn_order(blocks, instance)
-            if ordered:
-                yield Tree("turn", tree.items, tuple(_opened("open split", b) for b in ordered))
-    if tree.kind != "open turn":
-        for blocks in partitions(tree.items):
-            if not _clash(instance.together, blocks):
-                yield Tree("split", tree.items, tuple(_opened("open turn", b) for b in blocks))
+            if (made := _of_blocks(kind, blocks, instance)) is not None:
+                yield made
 
 
-def _opened(kind: Literal["open turn", "open split"], items: int) -> Tree:
+def _more(tree: Tree, instance: Instance) -> Iterator[Tree]:
+    """A turn or split whose last part stands for several: with one more block, or as the last."""
+    *known, last = tree.parts
+    kind: Literal["turn", "split"] = "turn" if tree.kind == "turn" else "split"
+    if known:
+        made = _of_blocks(kind, [*(part.items for part in known), last.items], instance)
+        if made is not None:
+            yield made
+    low, rivals = last.items & -last.items, instance.apart if kind == "turn" else instance.together
+    others = rest = last.items ^ low
+    while others:
+        rest = (rest - 1) & others
+        block = low | rest
+        if not rivals or not any(rivals[item] & last.items & ~block for item in bits(block)):
+            more = Tree("open more", last.items ^ block)
+            yield Tree(kind, tree.items, (*known, _opened(kind, block), more))
+        if not rest:
+            return
+
+
+def _of_blocks(
+    kind: Literal["turn", "split"], blocks: list[int], instance: Instance
+) -> Tree | None:
+    """A turn or split of open parts; None where the blocks must not be that."""
+    if _clash(instance.apart if kind == "turn" else instance.together, blocks):
+        return None
+    ordered = _turn_order(blocks, instance) if kind == "turn" else blocks
+    if not ordered:
+        return None
+    return Tree(kind, sum(blocks), tuple(_opened(kind, block) for block in ordered))
+
+
+def _opened(within: Literal["turn", "split"], items: int) -> Tree:
+    """A part of a turn, or of a split, that may become anything else."""
+    kind: Kind = "open split" if within == "turn" else "open turn"
     return Tree(kind if items & (items - 1) else "leaf", items)
 
 
