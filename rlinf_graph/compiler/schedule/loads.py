@@ -24,6 +24,7 @@ class Loads:
 
     instance: Instance
     _known: dict[int, Menu] = field(default_factory=dict[int, Menu])
+    _single: dict[int, Menu] = field(default_factory=dict[int, Menu])
     _trees: dict[Tree, Menu] = field(default_factory=dict[Tree, Menu])
     _lines: dict[tuple[Tree, int], Menu] = field(default_factory=dict[tuple[Tree, int], Menu])
 
@@ -112,11 +113,15 @@ class Loads:
 
     def _alone(self, items: int) -> Menu:
         """As if all items of a set had the same devices and only one after another worked."""
-        made = self._item(0)
-        for item in bits(items):
-            choices = self.instance.choices[item]
-            made = self._turn(made, Menu.of(choices.devices, choices.seconds))
-        return made
+        if items not in self._single:
+            made = self._item(0)
+            if items:
+                last = items.bit_length() - 1
+                choices = self.instance.choices[last]
+                own = Menu.of(choices.devices, choices.seconds)
+                made = self._turn(self._alone(items ^ 1 << last), own)
+            self._single[items] = made
+        return self._single[items]
 
     def _turns(self, items: int) -> Menu:
         made = self.of(items & -items)

@@ -353,7 +353,9 @@ def _front(columns: NDArray[Any]) -> Counts:
 def _falls(seconds: Seconds) -> NDArray[np.bool_]:
     """Which are below all before them."""
     best = np.minimum.accumulate(seconds)
-    return np.diff(best, prepend=np.inf) < 0
+    falls = np.ones(len(best), np.bool_)
+    falls[1:] = best[1:] < best[:-1]
+    return falls
 
 
 def _at(levels: Counts, devices: Counts, seconds: Seconds) -> Seconds:

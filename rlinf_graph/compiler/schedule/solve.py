@@ -36,6 +36,9 @@ WORTH = 1e-3
 MOST_AT_ONCE = 1 << 15
 """Rows whose closed form is worked out together."""
 
+DIVE = 64
+"""In every so many steps a tree is completed at once."""
+
 NEAR = 1.1
 """The first plan is a division by load, where its bound is that near to the least one."""
 
@@ -122,6 +125,7 @@ class Solver:
     _number: Iterator[int] = field(default_factory=count)
     _seen: set[tuple[int, Tree]] = field(default_factory=set[tuple[int, Tree]])
     _plans: int = 0
+    _taken: int = 0
     _bands: int = 0
     _best: float = float("inf")
     _dropped: float = float("inf")
@@ -190,6 +194,9 @@ class Solver:
     def _take(self) -> None:
         """The first of the queue: judged, made into rows or opened."""
         bound, _order_of_entry, number, entry, floor, width = heapq.heappop(self._queue)
+        self._taken += 1
+        if self._taken % DIVE == 0 and isinstance(entry, Tree) and not entry.complete:
+            self._dive(number, entry)
         if isinstance(entry, _Plans):
             self._judge(number, entry)
         elif entry.complete:
@@ -198,6 +205,18 @@ class Solver:
             for tree in expanded(entry, self.instances[number]):
                 if (number, tree) not in self._seen:
                     self._push(number, tree)
+
+    def _dive(self, number: int, tree: Tree) -> None:
+        """Complete a tree by the form with the least bound at each step, for a good plan early."""
+        loads = self._makers[number].loads
+        while not tree.complete:
+            forms = list(expanded(tree, self.instances[number]))
+            if not forms:
+                return
+            tree = min(forms, key=lambda form: (loads.bound(form), str(form)))
+        if (number, tree) not in self._seen and loads.bound(tree) < self._best * (1 - SAME):
+            self._seen.add((number, tree))
+            self._band(number, tree, loads.bound(tree), 0.0, WIDER)
 
     def _band(self, number: int, tree: Tree, bound: float, floor: float, width: float) -> None:
         """The rows of a tree in the next band of load, with their closed forms."""

@@ -33,6 +33,14 @@ class Tree:
     items: int
     parts: tuple[Tree, ...] = ()
 
+    def __hash__(self) -> int:
+        """Worked out once: trees are looked up by the million."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.items, self.parts))
+
     @cached_property
     def complete(self) -> bool:
         """Whether nothing in it is open."""
