@@ -18,6 +18,10 @@ from rlinf_graph.compiler.schedule.partition import Menu, Problem, divide, stage
 from rlinf_graph.compiler.schedule.tree import Tree
 
 
+EXACT = 8
+"""Items whose least load is worked out over all trees; of more, by the work that there is."""
+
+
 @dataclass
 class Loads:
     """Fronts of devices and seconds, worked out once for each set of items."""
@@ -33,11 +37,34 @@ class Loads:
         if items not in self._known:
             if items & (items - 1) == 0:
                 self._known[items] = self._item(items)
+            elif items.bit_count() > EXACT:
+                self._known[items] = self._area(items)
             else:
                 pairs = [(self.of(s), self.of(items ^ s)) for s in stages_of(items) if s != items]
                 made = [self._turn(a, b) for a, b in pairs] + [self._split(a, b) for a, b in pairs]
                 self._known[items] = _joined(made)
         return self._known[items]
+
+    def _area(self, items: int) -> Menu:
+        """A lower front for many items: no device does more than its part of all their work."""
+        members = [(self.instance.choices[i].devices, self.instance.busy(i)) for i in bits(items)]
+        if not all(len(busy) for _devices, busy in members):
+            return Menu.of(members[0][0][:0], members[0][1][:0])
+        work = sum(float((devices.sum(axis=1) * busy).min()) for devices, busy in members)
+        counts = np.unique(np.concatenate([devices for devices, _busy in members]), axis=0)
+        if counts.shape[1] > 1:  # of several types together only what all devices can do is bounded
+            counts = counts[:1] * 0
+            least = max(float(busy.min()) for _devices, busy in members)
+            return Menu.of(counts, np.asarray([max(least, work / sum(self.instance.available))]))
+        counts = np.append(counts, [self.instance.available], axis=0)
+        longest = np.max(
+            [
+                np.where(counts >= devices.T, busy[None, :], np.inf).min(axis=1)
+                for devices, busy in members
+            ],
+            axis=0,
+        )
+        return Menu.of(counts, np.maximum(longest, work / counts[:, 0]))
 
     def tree(self, tree: Tree, within: int = -1) -> Menu:
         """The front of a tree with its open parts at their best, restricted to some items."""
