@@ -126,8 +126,12 @@ class Instance:
     apart: tuple[int, ...] = ()
 
     def busy(self, item: int) -> Seconds:
-        """Of each choice of an item, the seconds its devices are taken at least; no switches."""
-        return self.choices[item].busy + self.taking_over(item)
+        """Of each choice of an item, the seconds its devices are taken at least; no switches.
+
+        What takes turns once a micro-batch takes over weights while others have theirs.
+        """
+        beside = self.chunks > 1 and self.steps[self.step_of[item]].streams
+        return self.choices[item].busy + (0.0 if beside else self.taking_over(item))
 
     def taking_over(self, item: int) -> float:
         """The least seconds of an item's deliveries."""

@@ -194,7 +194,7 @@ class Items:
         return total
 
     def _delivered(self, item: int) -> Iterator[tuple[int, int]]:
-        """The trainers, as items, whose weights an item takes over; in every how many iterations."""
+        """The trainers, as items, whose weights an item takes over, and how seldom."""
         order = {name: place for place, name in enumerate(self.names)}
         for read in self._reads(self.names[item], order):
             yield read.trainer, read.every

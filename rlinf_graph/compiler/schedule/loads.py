@@ -17,7 +17,6 @@ from rlinf_graph.compiler.schedule.instance import Instance, Seconds, bits
 from rlinf_graph.compiler.schedule.partition import Menu, Problem, divide, stages_of
 from rlinf_graph.compiler.schedule.tree import Tree
 
-
 EXACT = 8
 """Items whose least load is worked out over all trees; of more, by the work that there is."""
 

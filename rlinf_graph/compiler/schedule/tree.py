@@ -101,8 +101,10 @@ def _forms(tree: Tree, instance: Instance) -> Iterator[Tree]:
         parts = tuple(Tree("leaf", 1 << item) for item in _by_flow(tree.items, instance))
         yield Tree("micro", tree.items, parts)
     kinds: list[Literal["turn", "split"]] = []
-    kinds += ["turn"] if tree.kind != "open split" else []
-    kinds += ["split"] if tree.kind != "open turn" else []
+    if tree.kind != "open split":
+        kinds.append("turn")
+    if tree.kind != "open turn":
+        kinds.append("split")
     for kind in kinds:
         if tree.items.bit_count() > MANY:
             yield from _more(Tree(kind, tree.items, (Tree("open more", tree.items),)), instance)

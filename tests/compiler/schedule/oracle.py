@@ -278,7 +278,8 @@ def load(instance: Instance, tree: Node, costs: Costs, larger: Any = max) -> Any
     kind, parts = tree
     if kind == "leaf":
         v = instance.step_of[parts]
-        least = instance.least_sync[parts] if instance.least_sync else 0.0
+        beside = instance.chunks > 1 and instance.steps[v].streams
+        least = instance.least_sync[parts] if instance.least_sync and not beside else 0.0
         return costs.seconds[v] + costs.after[v] + 2 * costs.half[v] + least
     loads = [load(instance, part, costs, larger) for part in parts]
     found = loads[0]
