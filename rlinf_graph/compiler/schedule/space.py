@@ -25,7 +25,7 @@ from rlinf_graph.ir.timeline import Event, period
 
 SETTLED = 1e-3
 MOST_ITERATIONS = 64
-ENOUGH = ((8_000, 1e-3), (64_000, 5e-3), (256_000, 2e-2))
+ENOUGH = ((16_000, 1e-3), (64_000, 5e-3), (256_000, 2e-2))
 """Effort that has been made, and a gap that is small enough then: about 0.05, 0.3 and 1.2 s."""
 FAMILY_ENOUGH, FAMILY_S, FAMILY_BANDS = ((2_000, 1e-3), (32_000, 2e-2)), 4.0, 160
 """Likewise for a kind that is shown only as rejected; seconds and bands for it."""
