@@ -13,7 +13,7 @@ from typing import Any
 from rlinf_graph.backends.capable import check_engines
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.output import RunFolder
-from rlinf_graph.compiler.compile import Compiled, accept_plan, compile_graph
+from rlinf_graph.compiler.compile import Compiled, Objective, accept_plan, compile_graph
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.dsl.pipeline import Pipeline
 from rlinf_graph.ir.cluster import Cluster
@@ -65,6 +65,7 @@ def compile_pipeline(
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
     runnable: bool = False,
+    objective: Objective = "seconds",
 ) -> Compiled:
     """Check a pipeline and plan it, or check the plan that is given.
 
@@ -79,7 +80,10 @@ def compile_pipeline(
     if plan is not None:
         return accept_plan(graph, machines, plan, profile)
     engines = runnable_axes() if runnable else None
-    return compile_graph(graph, machines, pins=pins, profile=profile, after=after, engines=engines)
+    return compile_graph(
+        graph, machines, pins=pins, profile=profile, after=after, engines=engines,
+        objective=objective,
+    )  # fmt: skip
 
 
 def run_compiled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -20,6 +20,15 @@ app = typer.Typer(
 )
 cluster_app = typer.Typer(help="Descriptions of machines.", no_args_is_help=True)
 app.add_typer(cluster_app, name="cluster")
+
+
+class ObjectiveName(StrEnum):
+    """What a plan is chosen by."""
+
+    SECONDS = "seconds"
+    SAMPLES = "samples"
+    COST = "cost"
+    PARETO = "pareto"
 
 
 class ExplainFormat(StrEnum):
@@ -69,6 +78,9 @@ def compile_command(
     explain: Annotated[
         ExplainFormat | None, typer.Option("--explain", help="print the plan and its reasons")
     ] = None,
+    objective: Annotated[
+        ObjectiveName, typer.Option("--objective", help="what the plan has least of, or pareto")
+    ] = ObjectiveName.SECONDS,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN")] = None,
     dump_after: Annotated[
         str | None, typer.Option("--dump-after", metavar="PASS", help="print the graph as JSON")
@@ -77,6 +89,7 @@ def compile_command(
     """Check a pipeline and choose the best plan for a cluster."""
     from rlinf_graph.cli.api import compile_pipeline
     from rlinf_graph.cli.loading import load_pipeline
+    from rlinf_graph.cli.pareto import pareto_text
     from rlinf_graph.cli.pins_file import read_pins
     from rlinf_graph.cli.profile_file import read_profile
     from rlinf_graph.compiler.passes import PASSES
@@ -93,12 +106,14 @@ def compile_command(
     pipeline, others = load_pipeline(target)
     compiled = compile_pipeline(
         pipeline, cluster, parameters=_pairs(settings), pins=read_pins(pins_file, _pairs(pins)),
-        profile=read_profile(profile), after=dump,
+        profile=read_profile(profile), after=dump, objective=_objective(objective),
     )  # fmt: skip
     if output is not None:
         _write(output, plans.dumps(compiled.plan))
         print(f"plan written to {output}", file=sys.stderr)
-    if explain is not None or (output is None and dump_after is None):
+    if objective is ObjectiveName.PARETO:
+        print(pareto_text(compiled))
+    elif explain is not None or (output is None and dump_after is None):
         _print_explain(compiled, explain or ExplainFormat.TEXT)
     if others:
         print(f"other pipelines in this file: {', '.join(others)}", file=sys.stderr)
@@ -311,3 +326,8 @@ def _write(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _objective(name: ObjectiveName) -> Literal["seconds", "cost"]:
+    """Most samples a second are fewest seconds, since an iteration has as many samples."""
+    return "cost" if name is ObjectiveName.COST else "seconds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from rlinf_graph.compiler.check_plan import check_plan
 from rlinf_graph.compiler.cost import CostModel
@@ -17,6 +18,8 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import Program
+
+Objective = Literal["seconds", "cost"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def compile_graph(
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
     engines: Axes | None = None,
+    objective: Objective = "seconds",
 ) -> Compiled:
     """Check a graph and find its best plan.
 
@@ -60,6 +64,8 @@ def compile_graph(
         pins: devices and settings by node, in addition to the pipeline's own.
         profile: measurements that correct the cost model.
         after: called with the name of each pass and the graph that it left.
+        objective: the least `seconds` of an iteration, or the least `cost` of a sample by the
+            prices in the cluster file.
         engines: that may be planned with, and their axes; None for all that are known.
 
     Raises:
@@ -68,7 +74,11 @@ def compile_graph(
     """
     checked = run_passes(graph, after)
     costs = _costs(checked, cluster, profile)
-    found = Search(checked, cluster, costs, pins=dict(pins or {}), engines=engines).run()
+    search = Search(checked, cluster, costs, pins=dict(pins or {}), engines=engines)
+    if objective == "cost":
+        _point, found = min(search.cheaper(), key=lambda pair: pair[0].price)
+    else:
+        found = search.run()
     return Compiled(checked, cluster, found.best.plan, costs, found)
 
 

@@ -57,6 +57,7 @@ class NodeGroup:
         cpus: processor cores of each machine, for host nodes.
         inside: between devices of one machine.
         between: between machines, for each device.
+        price_per_hour: of each device, in any currency; None where it is not known.
     """
 
     name: str
@@ -66,6 +67,7 @@ class NodeGroup:
     cpus: int
     inside: Link
     between: Link
+    price_per_hour: float | None = None
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ device = "H100"            # of the catalogue
 nodes = 2                  # machines
 devices_per_node = 8
 cpus = 96                  # processor cores of each machine
+price_per_hour = 2.5       # of a device, for the objective `cost`; may be left out
 memory_gb = 80             # this and what follows: instead of the catalogue's figure
 memory_bandwidth_gb_s = 3350
 flops.bfloat16_tflops = 989
@@ -43,7 +44,7 @@ CORES_PER_GPU = 12  # of a short name: DGX H100 has 112 cores for 8 GPUs, cloud 
 GROUP_KEYS = {
     **dict.fromkeys(("name", "device"), str),
     **dict.fromkeys(("nodes", "devices_per_node", "cpus"), int),
-    **dict.fromkeys(("memory_gb", "memory_bandwidth_gb_s"), float),
+    **dict.fromkeys(("memory_gb", "memory_bandwidth_gb_s", "price_per_hour"), float),
     **dict.fromkeys(("flops", "inside", "between", "host_link"), dict),
 }
 LINK_KEYS = {"bandwidth_gb_s": float, "latency_us": float}
@@ -95,6 +96,7 @@ def _dump_group(group: NodeGroup) -> str:
         f"cpus = {group.cpus}",
         f"memory_gb = {_scaled(device.memory, hardware.GIGA)}",
         f"memory_bandwidth_gb_s = {_scaled(device.memory_bandwidth, hardware.GIGA)}",
+        *([] if group.price_per_hour is None else [f"price_per_hour = {group.price_per_hour!r}"]),
         *(f"flops.{d}_tflops = {_scaled(f, hardware.TERA)}" for d, f in device.flops),
     ]
     for name in ("host_link", "inside", "between"):
@@ -188,7 +190,7 @@ class _Reader:
         for name in ("name", "device", "nodes", "devices_per_node"):
             if name not in table:
                 self._wrong(f"a node group needs `{name}`", line=self._line(None, index))
-        for name in ("nodes", "devices_per_node", "cpus", "memory_gb", "memory_bandwidth_gb_s"):
+        for name in [key for key, kind in GROUP_KEYS.items() if kind in (int, float)]:
             if name in table and _number(table[name]) and table[name] <= 0:
                 self._wrong(f"`{name}` has to be positive", line=self._line(name, index))
         entry = hardware.find(str(table.get("device", "")))
@@ -210,6 +212,7 @@ class _Reader:
             cpus=table.get("cpus", CORES_PER_GPU * table["devices_per_node"]),
             inside=inside or entry.inside,
             between=between or entry.between,
+            price_per_hour=table.get("price_per_hour"),
         )
 
     def _link(self, table: dict[str, Any], name: str, index: int) -> Link | None:

@@ -37,7 +37,7 @@ def explain(compiled: Compiled) -> Report:
         mode=plan.mode,
         layout=layout_text(plan.placement),
         seconds=steady.seconds,
-        samples=_samples(graph),
+        samples=samples_of(graph),
         staleness=staleness_of(graph, plan),
         stream=_stream(graph, plan),
         device_kind=steady.device_kind,
@@ -72,7 +72,7 @@ def _profile(profile: Profile | None) -> str:
     return f"{profile.file or 'measured here'}, {profile.date[:10]}" if profile else ""
 
 
-def _samples(graph: Graph) -> int:
+def samples_of(graph: Graph) -> int:
     """Samples that an iteration trains on; without training, the most that an edge carries."""
     edges = [edge for name in (n.name for n in graph.trainers().values())
              for edge in graph.into(name)] or graph.edges  # fmt: skip

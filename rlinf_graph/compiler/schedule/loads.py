@@ -143,8 +143,7 @@ class Loads:
             made = self._item(0)
             if items:
                 last = items.bit_length() - 1
-                choices = self.instance.choices[last]
-                own = Menu.of(choices.devices, choices.seconds)
+                own = self._menu(last, self.instance.choices[last].seconds)
                 made = self._turn(self._alone(items ^ 1 << last), own)
             self._single[items] = made
         return self._single[items]
@@ -189,7 +188,12 @@ class Loads:
         if not items:
             return Menu.of(np.zeros((1, len(self.instance.available)), np.int64), np.zeros(1))
         item = bits(items)[0]
-        return Menu.of(self.instance.choices[item].devices, self.instance.busy(item))
+        return self._menu(item, self.instance.busy(item))
+
+    def _menu(self, item: int, seconds: Seconds) -> Menu:
+        devices = self.instance.choices[item].devices
+        there = (devices <= np.asarray(self.instance.available)).all(axis=1)
+        return Menu.of(devices[there], seconds[there])
 
     def _turn(self, a: Menu, b: Menu) -> Menu:
         return Menu.of(

@@ -87,7 +87,8 @@ class Maker:
             out[:, item] = True
             load = busy + choices.switch
             made = _both(made, Rows(tree, picks, out, choices.devices, load))
-        return made.at(made.load < limit)
+        there = (made.devices <= np.asarray(self.instance.available)).all(axis=1)
+        return made.at((made.load < limit) & there)
 
     def _joined(self, tree: Tree, a: Rows, b: Rows, limit: float, turns: bool) -> Rows:
         first, second = np.arange(len(a.load)), np.arange(len(b.load))

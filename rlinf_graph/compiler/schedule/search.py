@@ -11,6 +11,7 @@ from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.schedule.conflict import conflict, smallest_conflict
 from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.families import Infeasible
+from rlinf_graph.compiler.schedule.frontier import Budget, Priced, frontier
 from rlinf_graph.compiler.schedule.items import Items
 from rlinf_graph.compiler.schedule.layouts import GRAIN, Layouts
 from rlinf_graph.compiler.schedule.mends import Case, Tried
@@ -20,9 +21,9 @@ from rlinf_graph.compiler.schedule.shortage import no_plan_fits
 from rlinf_graph.compiler.schedule.solve import Answer
 from rlinf_graph.compiler.schedule.space import Simulated, Space
 from rlinf_graph.ir.cluster import Cluster
-from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.plan import Estimate
+from rlinf_graph.ir.plan import Estimate, devices_of
 
 SAME = 1e-9
 ATTEMPT_S = 1.0
@@ -80,6 +81,22 @@ class Found:
         free = self._search.space(Pins()).solve(self._search.limit_s)
         return min(self.best.seconds, free.best[1]) if free.best else None
 
+    def cheaper(self) -> tuple[tuple[Priced, Found], ...]:
+        """Plans of which none found is both faster and cheaper; RG0405 without prices."""
+        return self._search.cheaper()
+
+    @property
+    def items(self) -> Items:
+        """What was planned, with its costs."""
+        return self._space.items
+
+    @property
+    def used(self) -> Budget:
+        """Devices of each node group that the plan uses."""
+        cluster = self._search.cluster
+        groups = [cluster.group_of(device) for device in devices_of(self.best.plan.placement)]
+        return tuple(sum(g is group for g in groups) for group in cluster.groups)
+
     @property
     def pins(self) -> Pins:
         """What was given."""
@@ -121,9 +138,39 @@ class Search:
         start = time.perf_counter()
         pins = read_pins(self.graph, self.cluster, self.pins)
         space = self.space(pins)
+        found = self._within(space, start)
+        if found is None:
+            raise self._no_plan(pins, space)
+        return found
+
+    def cheaper(self) -> tuple[tuple[Priced, Found], ...]:
+        """Plans of which none found is both faster and cheaper, fastest first.
+
+        Raises:
+            CompileError: as `run`; RG0405 for a cluster without prices.
+        """
+        if any(group.price_per_hour is None for group in self.cluster.groups):
+            names = ", ".join(g.name for g in self.cluster.groups if g.price_per_hour is None)
+            message = f"{self.cluster.name} has no price for node group {names}"
+            help_text = ("price_per_hour = 2.5 in [[node_group]] of a cluster file",)
+            raise fail("RG0405", message, help=help_text)
+        items, made = self.run().items, dict[Budget, Found]()
+
+        def best(budget: Budget) -> tuple[Budget, float] | None:
+            found = self._within(Space(items, budget), time.perf_counter())
+            if found is None:
+                return None
+            made[budget] = found
+            return found.used, found.best.seconds
+
+        points = frontier(self.cluster, best)
+        return tuple((point, made[point.budget]) for point in points)
+
+    def _within(self, space: Space, start: float) -> Found | None:
+        """The best plan of a space; None where it has none."""
         solved = space.solve(self.limit_s)
         if solved.best is None or solved.best[1] == float("inf"):
-            raise self._no_plan(pins, space)
+            return None
         best, seconds = space.simulated(solved.best[0]), solved.best[1]
         if best is None:
             raise ValueError("the best plan has no devices")

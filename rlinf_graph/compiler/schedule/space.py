@@ -44,16 +44,20 @@ class Simulated:
 
 @dataclass
 class Space:
-    """The plans of a graph on a cluster, and simulations of them."""
+    """The plans of a graph on a cluster, or on a part of its devices, and simulations of them."""
 
     items: Items
+    budget: tuple[int, ...] | None = None
     _done: dict[Answer, Simulated | None] = field(default_factory=dict[Answer, Simulated | None])
 
     @cached_property
     def instances(self) -> list[tuple[Cut, Instance]]:
         """The problem, for every way to cut samples that the batches allow."""
         made = [(cut, self.items.instance(cut)) for cut in self.items.cuts()]
-        return [(cut, instance) for cut, instance in made if instance is not None]
+        found = [(cut, instance) for cut, instance in made if instance is not None]
+        if self.budget is None:
+            return found
+        return [(cut, replace(instance, available=self.budget)) for cut, instance in found]
 
     def solve(self, limit_s: float, enough: Sequence[tuple[int, float]] = ENOUGH) -> Solved:
         """Search all of it."""
