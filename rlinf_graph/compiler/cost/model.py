@@ -107,30 +107,37 @@ class CostModel:
         work, place = self._work(node), place_of(devices)
         key = (node.name, work, place, settings, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
-            layout = self._layout(node, place, settings)
-            correct = self.corrections.node(node, devices, settings)
-            if isinstance(work, Generate):
-                parts, working = self._sampling(node, layout, work, kept)
-                made = _sampled(layout, dict(parts), dict(working), correct)
-            else:
-                made = _passed(layout, work, correct)
-            self._costs[key] = _in_loop(made, node, settings.chunks)
+            self._costs[key] = self._cost(
+                node, work, self._layout(node, place, settings), place, kept
+            )
         return self._costs[key]
+
+    def _cost(
+        self, node: Node, work: DeviceWork, layout: Layout, place: Sequence[int], kept: float
+    ) -> NodeCost:
+        correct = self.corrections.node(node, place, layout.settings)
+        if isinstance(work, Generate):
+            parts, working = self._sampling(node, layout, work, kept)
+            made = _sampled(layout, dict(parts), dict(working), correct)
+        else:
+            made = _passed(layout, work, correct)
+        return _in_loop(made, node, layout.settings.chunks)
 
     def within(
         self, node: Node, devices: range, settings: NodePlan, room: float
     ) -> NodeCost | None:
         """The cost of a device node; None for a layout that cannot run.
 
-        Neither can one that keeps more than `room` bytes on a device.
+        Neither can one that keeps, or in training works with, more than `room` bytes of a device.
         """
         work = self._work(node)
         if refusal(self.shapes[node.model or ""], work, len(devices), settings):
             return None
-        layout = self._layout(node, devices, settings)
-        if sum(memory.resident(layout, isinstance(work, Train)).values()) > room:
-            return None
-        return self.node(node, devices, settings)
+        layout = self._new_layout(node, devices, settings)
+        held = sum(memory.resident(layout, isinstance(work, Train)).values())
+        if isinstance(work, Train):
+            held += sum(memory.pass_working(layout, work).values())
+        return None if held > room else self._cost(node, work, layout, devices, 0.0)
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
@@ -234,17 +241,20 @@ class CostModel:
             if refused is not None:
                 message = f"`{node.name}` cannot be laid out so: {refused}"
                 raise fail("RG0406", message, node.span)
-            hardware = self._hardware_of(place, settings.parallel)
-            model = self._models[node.model or ""]
-            head = getattr(self._work(node), "head", "lm")
-            self._layouts[key] = Layout(
-                shape=self.shapes[model.name],
-                head=model.head if head == "lm" else head,
-                dtype=dtype_of(model, hardware.kind),
-                hardware=hardware,
-                settings=settings,
-            )
+            self._layouts[key] = self._new_layout(node, place, settings)
         return self._layouts[key]
+
+    def _new_layout(self, node: Node, place: Sequence[int], settings: NodePlan) -> Layout:
+        hardware = self._hardware_of(place, settings.parallel)
+        model = self._models[node.model or ""]
+        head = getattr(self._work(node), "head", "lm")
+        return Layout(
+            shape=self.shapes[model.name],
+            head=model.head if head == "lm" else head,
+            dtype=dtype_of(model, hardware.kind),
+            hardware=hardware,
+            settings=settings,
+        )
 
     def _hardware_of(self, devices: Sequence[int], parallel: Parallel) -> Hardware:
         key = (devices, parallel)

@@ -154,7 +154,7 @@ class Layouts:
                 made = self._training(node, group, able)
             else:
                 made = self._streaming(node, group, able, chunks)
-            yield from (settings for settings in made if pin.allows(settings))
+            yield from made if pin == FREE else filter(pin.allows, made)
 
     def _training(self, node: Node, group: NodeGroup, able: Able) -> Iterator[NodePlan]:
         minibatch = node.option("minibatch") or self.samples(node)
