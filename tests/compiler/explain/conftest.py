@@ -44,6 +44,13 @@ class RoundCosts(CostModel):
         super().__init__(graph, cluster)
         self.figures, self.scale = figures, scale
 
+    def within(
+        self, node: Node, devices: range, settings: NodePlan, room: float
+    ) -> NodeCost | None:
+        if super().within(node, devices, settings, room) is None:
+            return None
+        return self.node(node, devices, settings)
+
     def node(
         self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
     ) -> NodeCost:
