@@ -2,7 +2,7 @@
 
 A pin maps a name to words. A name is a node's in full, its first word where that is enough, a
 component of RLinf's `component_placement` (`actor`, `critic`, `rollout`, `inference`, `reward`),
-several of them with commas between, or `plan`. docs/language.md has the words.
+several of them with commas between, or `plan`. docs/scheduler.md has the words.
 """
 
 from __future__ import annotations
