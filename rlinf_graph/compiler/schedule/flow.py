@@ -72,10 +72,6 @@ class Flow:
         half = count // 2
         return (ends[-1] - ends[half - 1]) / (count - half)
 
-    def first_iteration(self) -> Seconds:
-        """Seconds until the first iteration is over, for each row; after `seconds`."""
-        return np.maximum.reduce([moments.release for moments in self._done[0].values()])
-
     def _moments(self, place: int, iteration: int, lag: int) -> _Moments:
         step, now = self.instance.steps[place], self._done[iteration]
         seconds, tail, load, unload = self._times[place]
