@@ -37,15 +37,21 @@ def smallest_conflict(pins: Pins, possible: Callable[[Pins], bool]) -> frozenset
     return needed
 
 
-def conflict(graph: Graph, cluster: str, pins: Pins, names: frozenset[str]) -> CompileError:
-    """RG0407 with the pins that contradict each other, or the one that cannot be kept."""
+def conflict(
+    graph: Graph, cluster: str, pins: Pins, names: frozenset[str], why: tuple[str, ...]
+) -> CompileError:
+    """RG0407 with the pins that contradict each other, or the one that cannot be kept.
+
+    `why` says what stands against the plan that comes nearest, where that is known.
+    """
     shown = [name for name in pins.names() if name in names]
     if len(shown) == 1:
         message = f"no plan of `{graph.name}` on {cluster} keeps the pin of `{shown[0]}`"
     else:
         listed = ", ".join(f"`{name}`" for name in shown[:-1]) + f" and `{shown[-1]}`"
         message = f"no plan of `{graph.name}` on {cluster} keeps the pins of {listed} together"
-    notes = tuple(f"`{name}` is pinned to {pins.text(name)}" for name in shown)
+    given = (f"`{name}` is pinned to {pins.text(name)}" for name in shown)
+    notes = (*given, *(f"nearest plan: {reason}" for reason in why))
     some = "without it" if len(shown) == 1 else "without any one of them"
     help_text = (f"leave out or change one: {some} there are plans",)
     return CompileError([Diagnostic("RG0407", message, graph.span, notes=notes, help=help_text)])

@@ -199,9 +199,13 @@ class Search:
         names = frozenset[str]()
         if not any(code == "RG0406" for code, _why in unable.values()):
             names = smallest_conflict(pins, lambda some: self._possible(case, some))
+        shortages = space.shortages()
         if names:
-            return conflict(self.graph, self.cluster.name, pins, names)
-        return no_plan_fits(case, space.shortages(), unable, self._attempt)
+            lacking = [found for found in shortages.values() if found.short]
+            nearest = min(lacking, key=lambda f: f.short.over if f.short else 0.0, default=None)
+            why = (nearest.reason,) if nearest else ()
+            return conflict(self.graph, self.cluster.name, pins, names, why)
+        return no_plan_fits(case, shortages, unable, self._attempt)
 
     def _possible(self, case: Case, pins: Pins) -> bool:
         return self._attempt(replace(case, pins=pins)).fits
