@@ -324,10 +324,10 @@ def _write(path: Path, text: str) -> None:
         raise fail("RG0004", f"cannot write {path}: {error.strerror}", help=help_text) from None
 
 
-if __name__ == "__main__":
-    main()
-
-
 def _objective(name: ObjectiveName) -> Literal["seconds", "cost"]:
     """Most samples a second are fewest seconds, since an iteration has as many samples."""
     return "cost" if name is ObjectiveName.COST else "seconds"
+
+
+if __name__ == "__main__":
+    main()
