@@ -116,7 +116,7 @@ class Items:
             node.option("max_staleness") - node.option("every") + 1
             for node in self.graph.syncs().values()
         ]
-        most, given = max(0, *bounds, 0), self.pins.plan.staleness
+        most, given = max([0, *bounds]), self.pins.plan.staleness
         if given is not None:
             return (given,) if given <= most else ()
         return tuple(range(min(MOST_STALENESS, most) + 1))

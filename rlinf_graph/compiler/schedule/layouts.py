@@ -108,7 +108,7 @@ class Layouts:
         node, reasons = self.graph.node(name), list[tuple[str, str]]()
         if any(self.options(name, group, 1) for group in self.cluster.groups):
             return None
-        pin, shape = self.pins.get(name, FREE), self.costs.shapes[node.model or ""]
+        pin = self.pins.get(name, FREE)
         given = {axis: getattr(pin, axis) or 1 for axis in ("tp", "pp", "cp", "dp", "ep")}
         for group in self.cluster.groups:
             able = engines_of(self.graph, node, group.device.kind, self.engines)
@@ -117,7 +117,7 @@ class Layouts:
             lacking = [a for a, n in given.items() if n > 1 and not any(a in e.axes for e in able)]
             if not able:
                 reasons.append(("RG0503", f"no engine can do it on {group.device.name}"))
-            elif refused and shape:
+            elif refused:
                 reasons.append(("RG0406", refused))
             elif lacking:
                 names = ", ".join(engine.name for engine in able)

@@ -53,7 +53,6 @@ def mends(case: Case, short: Shortage, attempt: Try) -> tuple[str, ...]:
     shown: list[str] = []
     partly: list[str] = []
     for ladder in (
-        _fewer_pins(case),
         _shorter_answers(case, short),
         _larger(case),
         _more_memory(case, short),
@@ -81,13 +80,6 @@ def _per_iteration(seconds: float | None) -> str:
     return (
         f", {seconds:.0f} s per iteration" if seconds >= 100 else f", {seconds:.2g} s per iteration"
     )
-
-
-def _fewer_pins(case: Case) -> Iterator[tuple[str, Case]]:
-    """Without what is pinned."""
-    if case.pins:
-        names = ", ".join(f"`{name}`" for name in case.pins.names())
-        yield f"no pin of {names}", replace(case, pins=Pins())
 
 
 def _shorter_answers(case: Case, short: Shortage) -> Iterator[tuple[str, Case]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from rlinf_graph.ir.plan import MOST_DEVICES
+from rlinf_graph.ir.plan import parse_devices
 
 
 class NoPlacement(Exception):
@@ -61,10 +60,10 @@ def placement_of(text: str, size: int) -> PlacementText:
 
 
 def _range(text: str) -> list[int]:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if match is None:
-        raise NoPlacement(f"`{text}` is no device range; write 0-3,6")
-    first, last = int(match[1]), int(match[2] or match[1])
-    if not first <= last < MOST_DEVICES:
-        raise NoPlacement(f"`{text}` is no device range: the lower id comes first")
-    return list(range(first, last + 1))
+    try:
+        found = list(parse_devices(text))
+    except ValueError as error:
+        raise NoPlacement(str(error)) from None
+    if not found:
+        raise NoPlacement("a segment is empty; write 0-3,6")
+    return found

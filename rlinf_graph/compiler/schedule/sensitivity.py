@@ -11,7 +11,7 @@ import numpy as np
 from rlinf_graph.compiler.schedule.flow import Flow
 from rlinf_graph.compiler.schedule.instance import Instance
 from rlinf_graph.compiler.schedule.rows import Rows
-from rlinf_graph.compiler.schedule.solve import Answer, Solver
+from rlinf_graph.compiler.schedule.solve import Answer, Keep, Solver
 from rlinf_graph.compiler.schedule.tree import Tree
 
 MARGIN = 0.02
@@ -39,39 +39,44 @@ class Tolerance:
     high: float | None
 
 
-def tolerances(instances: Sequence[Instance], answer: Answer) -> list[Tolerance]:
-    """Of all items, in closed form."""
+def tolerances(
+    instances: Sequence[Instance], answer: Answer, keep: Keep | None = None
+) -> list[Tolerance]:
+    """Of all items, in closed form; `keep` as in `Solver`.
+
+    A plan counts as the best one, too, where no better one is found in `LIMIT_S`.
+    """
     return [
         Tolerance(
             item,
-            low=_limit(instances, answer, item, 1 / FARTHEST),
-            high=_limit(instances, answer, item, FARTHEST),
+            low=_limit(instances, answer, item, 1 / FARTHEST, keep),
+            high=_limit(instances, answer, item, FARTHEST, keep),
         )
         for item in range(instances[0].items)
     ]
 
 
 def _limit(
-    instances: Sequence[Instance], answer: Answer, item: int, farthest: float
+    instances: Sequence[Instance], answer: Answer, item: int, farthest: float, keep: Keep | None
 ) -> float | None:
     """The factor nearest to 1, in the direction of `farthest`, at which the choice changes."""
-    if _holds(instances, answer, item, farthest):
+
+    def holds(factor: float) -> bool:
+        scaled = [_scaled(instance, item, factor) for instance in instances]
+        target = closed_form(scaled[answer.instance], answer) * (1 - MARGIN)
+        found = Solver(scaled, target=target, limit_s=LIMIT_S, keep=keep).run()
+        return found.best is None or found.best[1] >= target
+
+    if holds(farthest):
         return None
     held, lost = 0.0, math.log(farthest)
     for _ in range(HALVINGS):
         middle = (held + lost) / 2
-        if _holds(instances, answer, item, math.exp(middle)):
+        if holds(math.exp(middle)):
             held = middle
         else:
             lost = middle
     return math.exp(lost)
-
-
-def _holds(instances: Sequence[Instance], answer: Answer, item: int, factor: float) -> bool:
-    scaled = [_scaled(instance, item, factor) for instance in instances]
-    target = closed_form(scaled[answer.instance], answer) * (1 - MARGIN)
-    found = Solver(scaled, target=target, limit_s=LIMIT_S).run()
-    return found.best is None or found.best[1] >= target
 
 
 def _scaled(instance: Instance, item: int, factor: float) -> Instance:

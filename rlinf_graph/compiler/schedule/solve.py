@@ -24,6 +24,9 @@ from rlinf_graph.compiler.schedule.loads import Loads
 from rlinf_graph.compiler.schedule.rows import Maker, Rows
 from rlinf_graph.compiler.schedule.tree import Tree, divided, expanded
 
+Keep = Callable[[Instance, Rows], NDArray[np.bool_]]
+"""Which rows count."""
+
 SAME = 1e-9
 """Relative difference that decides nothing."""
 
@@ -117,7 +120,7 @@ class Solver:
     judge: Callable[[Answer], float] | None = None
     enough: Sequence[tuple[int, float]] = ()
     limit_s: float = float("inf")
-    keep: Callable[[Instance, Rows], NDArray[np.bool_]] | None = None
+    keep: Keep | None = None
     most_bands: int = 1 << 30
     target: float = float("inf")
     _queue: list[_Entry] = field(default_factory=list[_Entry])
@@ -143,7 +146,7 @@ class Solver:
             bound = self._queue[0][0]
             if bound >= self._best * (1 - SAME) or self._settled(bound):
                 break
-            if time.perf_counter() > deadline and self._judged:
+            if time.perf_counter() > deadline and (self._judged or self.target < float("inf")):
                 break
             if self._bands >= self.most_bands and not isinstance(self._queue[0][3], _Plans):
                 self._queue = [e for e in self._queue if isinstance(e[3], _Plans)]

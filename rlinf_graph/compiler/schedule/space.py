@@ -133,7 +133,7 @@ class Space:
     def tolerances(self, answer: Answer) -> tuple[tuple[str, Tolerance], ...]:
         """By node, how far its seconds may be off before a plan would not be the best any more."""
         instances = [instance for _cut, instance in self.instances]
-        found = tolerances(instances, answer)
+        found = tolerances(instances, answer, self._keep if self._limited else None)
         return tuple((self.items.names[tolerance.item], tolerance) for tolerance in found)
 
     def families(self, best: Simulated) -> tuple[Simulated, ...]:

@@ -83,7 +83,8 @@ class Ways:
                 used = max(option.used for option in chosen)
                 if len(members) == 1 or used == count:
                     made = dict(zip(members, chosen, strict=True))
-                    yield self._way(name, group, made, chunks, groups)
+                    way = self._way(name, group, made, chunks, groups)
+                    yield from [way] if self._follows_pins(way) else []
 
     def _way(
         self, name: str, group: NodeGroup, chosen: dict[str, Option], chunks: int, groups: int
@@ -111,6 +112,11 @@ class Ways:
             switch=sum(c.load_s + c.offload_s for c in costs) / cadence(self.graph, node),
             after=after,
         )
+
+    def _follows_pins(self, way: Way) -> bool:
+        """Evaluations take over a layout, and must be allowed to."""
+        pins = self.layouts.pins
+        return all(pins[n].allows(o.settings) for n, o in way.options if n in pins)
 
     def _leader(self, follower: str) -> str:
         model = self.graph.node(follower).model

@@ -12,7 +12,7 @@ from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.passes import run_passes
-from rlinf_graph.compiler.schedule.candidate import to_plan
+from rlinf_graph.compiler.schedule.candidate import Candidate, to_plan
 from rlinf_graph.compiler.schedule.flow import Flow
 from rlinf_graph.compiler.schedule.items import Cut
 from rlinf_graph.compiler.schedule.loads import Loads
@@ -84,9 +84,9 @@ def test_the_first_iteration_of_a_simulation_is_the_closed_form(chunks: int) -> 
     assert compared >= 5
 
 
-def makespan(space: Space, candidate: object) -> float:
+def makespan(space: Space, candidate: Candidate) -> float:
     items = space.items
-    plan = to_plan(candidate, items.graph, items.cluster)  # pyright: ignore[reportArgumentType]  # a candidate
+    plan = to_plan(candidate, items.graph, items.cluster)
     program = lower(items.graph, plan)
     events = simulate(program, items.graph, plan, items.cluster, items.costs, 1)
     return max(event.end for event in events)

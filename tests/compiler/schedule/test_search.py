@@ -122,6 +122,28 @@ def test_a_pin_inside_another_one_is_kept() -> None:
     assert compiled.plan.devices("train policy") == (2, 3, 4, 5)
 
 
+def test_placements_as_rlinf_writes_them() -> None:
+    nodes = pinned({"actor,rollout": "0-7", "inference": "0-3:0-1"}).plan
+    assert nodes.devices("train policy") == nodes.devices("rollout policy") == tuple(range(8))
+    assert nodes.devices("logprobs reference") == (0, 1, 2, 3)
+    assert nodes.settings("logprobs reference").parallel.dp == 2
+    assert pinned({"actor": "all"}).plan.devices("train policy") == tuple(range(8))
+
+
+@pytest.mark.parametrize("text", ["0-7:0-15", "0-3,3", "0-3:1-4", "0-1:0,2-3", "0-3,,5", "1-0"])
+def test_placements_that_cannot_be(text: str) -> None:
+    with pytest.raises(CompileError, match="RG0407"):
+        pinned({"rollout": text})
+
+
+def test_a_mode_and_settings_are_kept() -> None:
+    plan = pinned({"plan": "disaggregated staleness 1", "train": "engine torch fsdp"}).plan
+    assert (plan.mode, plan.syncs["sync policy"].staleness) == ("disaggregated", 1)
+    assert plan.settings("train policy").engine == "torch"
+    assert plan.settings("train policy").parallel.shard == "fsdp"
+    assert not pinned({"train": "offloaded"}).plan.settings("train policy").resident
+
+
 def test_given_tensor_parallelism_is_used() -> None:
     compiled = pinned({"rollout": "tp 2"})
     assert compiled.plan.settings("rollout policy").parallel.tp == 2
