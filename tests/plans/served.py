@@ -38,7 +38,9 @@ def watch(policy: rl.Model, reference: rl.Served, rollouts: rl.Rollouts) -> None
 
 
 @rl.pipeline
-def moving_reference(every: int = 2, decay: float = 0.0, max_staleness: int = 0) -> None:
+def moving_reference(
+    every: int = 2, decay: float = 0.0, max_staleness: int = 0, lr: float = 1e-2
+) -> None:
     reference = policy.served("reference", decay=decay)
     prompts = rl.dataset(str(DATA / "train.jsonl"), batch=8)
     rollouts = rl.rollout(policy, prompts, samples=4, max_tokens=4, lengths=4)
@@ -55,7 +57,7 @@ def moving_reference(every: int = 2, decay: float = 0.0, max_staleness: int = 0)
         reference=ref_logprobs,
         loss=rl.GRPOLoss(kl=1e-1),
         minibatch=16,
-        optimizer=rl.AdamW(lr=1e-2),
+        optimizer=rl.AdamW(lr=lr),
     )
     rl.sync(weights, into=policy, max_staleness=max_staleness)
     rl.sync(weights, into=reference, every=every)

@@ -111,10 +111,11 @@ def test_an_average_follows_its_recurrence(mode: str, every: int, tmp_path: Path
 
 
 def test_plans_agree_and_the_coefficient_adapts(tmp_path: Path) -> None:
-    one, ones = carried_out("collocated", tmp_path, decay=0.5)
-    other, others = carried_out("disaggregated", tmp_path, decay=0.5)
-    for port in ("trained", "reference"):  # AdamW at 1e-2 makes rounding grow with each step
-        assert max(worst(one[port][i], other[port][i]) for i in range(ITERATIONS)) <= 1e-6
+    small = {"decay": 0.5, "lr": 1e-3}  # AdamW at 1e-2 makes rounding grow beyond 1e-9
+    one, ones = carried_out("collocated", tmp_path, **small)
+    other, others = carried_out("disaggregated", tmp_path, **small)
+    for port in ("trained", "reference"):
+        assert max(worst(one[port][i], other[port][i]) for i in range(ITERATIONS)) <= 1e-9
     assert worst(one["reference"][1], one["reference"][2]) > 1e-4
     found = [r.metrics["kl/coefficient"] for r in ones]
     assert found == pytest.approx([r.metrics["kl/coefficient"] for r in others], abs=1e-9)
