@@ -7,50 +7,61 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
+from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
+from rlinf_graph.compiler.cost.pass_constants import PassConstants
+
 
 @dataclass(frozen=True)
-class Efficiency:
-    """Shares of the peaks of one kind of device.
+class Constants:
+    """All constants of one kind of device.
 
     Attributes:
-        matmul: of the operations a second, over a whole forward or backward pass.
-        bandwidth: of the memory bandwidth, when weights and key-value cache are read.
-        host_link: of the link to host memory.
+        passes: of forward and backward passes.
+        decoding: of sampling.
+        iteration: of what stands between nodes.
+        host_link: share of the link to host memory that copies reach.
         overlap: whether the host prepares the next layers while the device computes.
         process: bytes a device loses to the process that uses it: runtime, kernels,
             communication buffers, fragmentation.
     """
 
-    matmul: float
-    bandwidth: float
+    passes: PassConstants
+    decoding: DecodeConstants
+    iteration: IterationConstants
     host_link: float
     overlap: bool
     process: float
 
 
-EFFICIENCY = {
-    # matmul: torchtitan's Llama-3.1-8B rows (8 H100, FSDP, selective recomputation, 8,192 tokens)
-    # are 5,762 tokens a second of 51.6 GFLOP eager and 6,667 compiled, 0.30 and 0.35 of 989
-    # TFLOP/s, on a 500 W part with slower memory; NeMo-RL's asynchronous bf16 rows of
-    # Llama-3.1-8B, whose trainer sets the pace on 8 of 16 H100, ask for 0.42 and 0.47. bandwidth:
-    # decode kernels reach 0.7 to 0.85 of the data sheet. host_link: pageable copies reach under
-    # half of PCIe. process: a CUDA context and NCCL's buffers.
-    "gpu": Efficiency(matmul=0.40, bandwidth=0.75, host_link=0.4, overlap=True, process=1.5e9),
+CONSTANTS = {
+    # host_link: pageable copies reach under half of PCIe. process: a CUDA context and NCCL's
+    # buffers.
+    "gpu": Constants(
+        passes=PassConstants(),
+        decoding=DecodeConstants(),
+        iteration=IterationConstants(),
+        host_link=0.4,
+        overlap=True,
+        process=1.5e9,
+    ),
     # Measured with the torch engine (torch 2.13) on one core of an AMD EPYC (Zen 5): forward and
     # backward over 2,560 tokens reach 67 GFLOP/s (2 layers of Qwen2, 128 wide), 83 (4 of 256) and
     # 89 (4 of 384) of the catalogue's 100; with half of its 20 GB/s, sampling 64 to 512 sequences
     # of 8 and 32 tokens comes out 23 % too fast to 17 % too slow.
-    "cpu": Efficiency(matmul=0.75, bandwidth=0.5, host_link=1.0, overlap=False, process=0.4e9),
+    "cpu": Constants(
+        passes=PassConstants(matmul=0.75),
+        decoding=DecodeConstants(bandwidth=0.5),
+        iteration=IterationConstants(),
+        host_link=1.0,
+        overlap=False,
+        process=0.4e9,
+    ),
 }
 
 COLLECTIVE = 0.8
 """Share of a link's bandwidth that large collectives reach: NCCL's published bus bandwidths on
 NVLink 4 (about 360 of 450 GB/s) and InfiniBand (about 46 of 50)."""
-
-REFIT = 0.3
-"""Share of a link's bandwidth that weight synchronisation reaches: published refits take 0.12 s
-for 15.2 GB (verl, Qwen2.5-Math-7B, 8 H20: 0.28 of 450 GB/s) and 0.18 s for 8.8 GB (NeMo-RL,
-Qwen3-4B: less on faster links)."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlinf_graph.compiler.cost.constants import (
-    EFFICIENCY,
-    Efficiency,
+    Constants,
     EngineTraits,
     engine_traits,
 )
@@ -97,6 +96,7 @@ class Layout:
         dtype: number format of the weights that are multiplied.
         hardware: its devices.
         settings: the node's plan.
+        constants: of its kind of device.
     """
 
     shape: ModelShape
@@ -104,16 +104,12 @@ class Layout:
     dtype: str
     hardware: Hardware
     settings: NodePlan
+    constants: Constants
 
     @property
     def parallel(self) -> Parallel:
         """The layout's axes."""
         return self.settings.parallel
-
-    @cached_property
-    def efficiency(self) -> Efficiency:
-        """Shares of peak."""
-        return EFFICIENCY[self.hardware.kind]
 
     @cached_property
     def traits(self) -> EngineTraits:
@@ -130,12 +126,12 @@ class Layout:
         """Operations a second that are reached."""
         figures = dict(self.hardware.flops)
         peak = figures.get(self.dtype, figures["float32"])
-        return peak * self.efficiency.matmul
+        return peak * self.constants.passes.matmul
 
     @cached_property
     def bandwidth(self) -> float:
         """Bytes a second of memory that are reached."""
-        return self.hardware.memory_bandwidth * self.efficiency.bandwidth
+        return self.hardware.memory_bandwidth * self.constants.decoding.bandwidth
 
     @cached_property
     def stage(self) -> float:

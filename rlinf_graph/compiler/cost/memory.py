@@ -51,7 +51,7 @@ def rollout_working(rollout: Rollout) -> Bytes:
         "kv cache": rollout.cache_bytes,
         "logits": rollout.slots * rollout.logits_bytes,
         "activations": _layer_bytes(layout, tokens, kept=False),
-        "buffers": layout.efficiency.process,
+        "buffers": layout.constants.process,
     }
 
 
@@ -72,7 +72,7 @@ def pass_working(layout: Layout, work: Forward | Train) -> Bytes:
     return {
         "activations": activations,
         "logits": _logits(layout, tokens, trained),
-        "buffers": layout.efficiency.process + _gathered(layout),
+        "buffers": layout.constants.process + _gathered(layout),
     }
 
 

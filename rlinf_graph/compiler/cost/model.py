@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost import memory, training
 from rlinf_graph.compiler.cost.constants import (
-    EFFICIENCY,
+    CONSTANTS,
     HANDOVER_SECONDS,
     HOST_SECONDS,
-    REFIT,
     STEP_SECONDS,
+    Constants,
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
 from rlinf_graph.compiler.cost.layout import (
@@ -70,9 +70,16 @@ class CostModel:
         graph, cluster: what is costed.
         profile: what has been measured; None for closed forms alone.
         corrections: of the profile.
+        constants: by kind of device.
     """
 
-    def __init__(self, graph: Graph, cluster: Cluster, profile: Profile | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        cluster: Cluster,
+        profile: Profile | None = None,
+        constants: Mapping[str, Constants] = CONSTANTS,
+    ) -> None:
         """Work out the models' shapes.
 
         Raises:
@@ -81,6 +88,7 @@ class CostModel:
         self.graph = graph
         self.cluster = cluster
         self.profile = profile
+        self.constants = constants
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
@@ -207,13 +215,15 @@ class CostModel:
         size = shape.parameters(definition.head) * SIZES[dtype]
         devices = sorted({*source, *target}) if method == "broadcast" else list(source)
         slowest = min(
-            g.device.memory_bandwidth * EFFICIENCY[g.device.kind].bandwidth for g in groups
+            g.device.memory_bandwidth * self.constants[g.device.kind].decoding.bandwidth
+            for g in groups
         )
+        refit = min(self.constants[g.device.kind].iteration.refit for g in groups)
         seconds, origin = 2 * size / slowest, "roofline"
         if made := self.corrections.sync(model, source[0]):
             seconds, origin = made.seconds(seconds), PROFILED
         if len(devices) > 1:
-            seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / REFIT
+            seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / refit
             origin = "roofline"
         return seconds, origin
 
@@ -254,6 +264,7 @@ class CostModel:
             dtype=dtype_of(model, hardware.kind),
             hardware=hardware,
             settings=settings,
+            constants=self.constants[hardware.kind],
         )
 
     def _hardware_of(self, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -299,7 +310,7 @@ def _node_cost(
 ) -> NodeCost:
     resident = memory.resident(layout, trained)
     link = layout.hardware.host_link
-    moving = memory.moved(resident) / (link.bandwidth * layout.efficiency.host_link) + link.latency
+    moving = memory.moved(resident) / (link.bandwidth * layout.constants.host_link) + link.latency
     return NodeCost(
         seconds=sum(parts.values()),
         parts=_items(parts),

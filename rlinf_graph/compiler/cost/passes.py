@@ -91,7 +91,7 @@ def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Part
     if layout.sharded:
         parts["fsdp communication"] = max(0.0, kind.gathers * _gather_s(layout) - compute)
     launch = layout.launch_s(kind.compute)
-    if layout.efficiency.overlap:
+    if layout.constants.overlap:
         launch = max(0.0, launch - sum(parts.values()))
     parts["launch"] = launch
     if bubble:

@@ -97,7 +97,7 @@ class Rollout:
     def capacity(self) -> float:
         """Bytes that the device leaves to the cache; negative where the weights do not fit."""
         layout = self.layout
-        fixed = layout.held_weights * layout.element + layout.efficiency.process + self.kept
+        fixed = layout.held_weights * layout.element + layout.constants.process + self.kept
         return CACHE_LIMIT * layout.hardware.memory - fixed
 
     @cached_property
@@ -143,7 +143,7 @@ class Rollout:
             reduces = calls * shape.layers * layout.stage * 2
             parts["tp communication"] = reduces * layout.hardware.tensor.all_reduce(sent)
         launch = layout.launch_s(calls)
-        if layout.efficiency.overlap:
+        if layout.constants.overlap:
             launch = max(0.0, launch - sum(parts.values()))
         return parts | {"launch": launch}
 
@@ -191,7 +191,7 @@ class Rollout:
         busy = turns * np.maximum(compute, read / layout.bandwidth)
         talk = turns * self._talk(device)
         launch = turns * layout.launch_s()
-        if layout.efficiency.overlap:
+        if layout.constants.overlap:
             idle = np.maximum(0.0, launch - busy - talk)
         else:
             idle = np.full_like(busy, launch)

@@ -1,0 +1,128 @@
+"""Fits of a kind's constants, on all rows and with each model left out in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from rlinf_graph.compiler.cost.fitted import parameters, with_values
+from validation.rows import Row
+
+Array = NDArray[np.float64]
+SOFT = 0.15
+"""Logarithmic error from which on a row pulls a fit by its size, no longer by its square."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row, ready to be predicted.
+
+    Attributes:
+        row: where it comes from.
+        model: canonical name.
+        what: device type, layout and sizes in a few words.
+        measured: what was published, in the kind's unit.
+        payload: whatever the kind predicts from.
+        provenance: of the prediction: `roofline`, or `measured kernel`.
+        assumed: what the row lacks and where it was taken from.
+        weight: of the row in a fit.
+    """
+
+    row: Row
+    model: str
+    what: str
+    measured: float
+    payload: Any
+    provenance: str = "roofline"
+    assumed: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+Predict = Callable[[Case, Any], float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A case with what is said of it.
+
+    Attributes:
+        case: what was predicted.
+        predicted: in the kind's unit.
+        interval: its 80 % interval; empty bounds before it is known.
+    """
+
+    case: Case
+    predicted: float
+    interval: tuple[float, float] = field(default=(0.0, float("inf")))
+
+    @property
+    def off(self) -> float:
+        """Logarithm of predicted by measured."""
+        return float(np.log(self.predicted / self.case.measured))
+
+    @property
+    def error(self) -> float:
+        """Relative error, with its sign."""
+        return self.predicted / self.case.measured - 1
+
+
+def predict_all(predict: Predict, cases: Sequence[Case], constants: Any) -> list[Prediction]:
+    """Predictions with given constants."""
+    return [Prediction(case, predict(case, constants)) for case in cases]
+
+
+def fit(predict: Predict, cases: Sequence[Case], start: Any) -> Any:
+    """The constants that leave the least robust logarithmic error.
+
+    The fitted fields move within their physical ranges; a weak pull towards the middle of each
+    range (a hundredth of a row) decides where rows say nothing.
+    """
+    known = parameters(start)
+    low = np.asarray([p.low for p in known])
+    high = np.asarray([p.high for p in known])
+    weights = np.sqrt([case.weight for case in cases])
+
+    def residuals(unit: Array) -> Array:
+        constants = with_values(start, (low + unit * (high - low)).tolist())
+        off = np.asarray([np.log(predict(c, constants) / c.measured) for c in cases])
+        return np.concatenate([weights * off, 0.1 * SOFT * (unit - 0.5)])
+
+    first = (np.asarray([p.value for p in known]) - low) / (high - low)
+    found = least_squares(
+        residuals,
+        np.clip(first, 0.01, 0.99),
+        bounds=(0.0, 1.0),
+        loss="soft_l1",
+        f_scale=SOFT,
+        diff_step=1e-3,
+        max_nfev=40,
+    )
+    return with_values(start, (low + found.x * (high - low)).tolist())
+
+
+def leave_one_model_out(predict: Predict, cases: Sequence[Case], start: Any) -> list[Prediction]:
+    """Each model predicted with constants that its rows had no part in, in the order of cases."""
+    said: dict[int, Prediction] = {}
+    for model in sorted({case.model for case in cases}):
+        others = [case for case in cases if case.model != model]
+        constants = fit(predict, others, start) if others else start
+        for index, case in enumerate(cases):
+            if case.model == model:
+                said[index] = Prediction(case, predict(case, constants))
+    return with_intervals([said[index] for index in range(len(cases))])
+
+
+def with_intervals(predictions: Sequence[Prediction], coverage: float = 0.8) -> list[Prediction]:
+    """Intervals from how far off the predictions of all *other* models were."""
+    made: list[Prediction] = []
+    for one in predictions:
+        others = [abs(p.off) for p in predictions if p.case.model != one.case.model]
+        width = float(np.quantile(others, coverage)) if others else float("inf")
+        ends = one.predicted * np.exp(-width), one.predicted * np.exp(width)
+        made.append(replace(one, interval=(float(ends[0]), float(ends[1]))))
+    return made

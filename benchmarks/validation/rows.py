@@ -1,0 +1,87 @@
+"""Published measurements as rows of text, and which of them can be predicted."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rlinf_graph.compiler.cost.lookup import known_models
+from rlinf_graph.compiler.cost.shapes import ModelShape
+
+DATA = Path(__file__).parents[1] / "data"
+CHECK = re.compile(r"\bCHECK\b")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a file of measurements.
+
+    Attributes:
+        file, line: where it stands; the header is line 1.
+        fields: text by column; empty where nothing was published.
+    """
+
+    file: str
+    line: int
+    fields: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.file}:{self.line}"
+
+    def text(self, column: str) -> str:
+        """What stands in a column; empty where it has no such column."""
+        return (self.fields.get(column) or "").strip()
+
+    def number(self, column: str) -> float | None:
+        """A column's number; None where it has none, or text."""
+        try:
+            return float(self.text(column))
+        except ValueError:
+            return None
+
+    def whole(self, column: str, default: int = 1) -> int:
+        """A column's whole number, such as a degree of parallelism."""
+        return int(self.number(column) or default)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether its notes mark it as one that disagrees with itself."""
+        return bool(CHECK.search(self.text("notes")))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that is not predicted, and why."""
+
+    row: Row
+    reason: str
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Row(path.name, n, fields) for n, fields in enumerate(csv.DictReader(file), 2)]
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """Canonical model names by the spellings of publications, in lower case."""
+    groups = tomllib.loads((DATA / "model_aliases.toml").read_text("utf-8"))
+    return {spelled.lower(): name for name, others in groups.items() for spelled in (name, *others)}
+
+
+def canonical(spelled: str) -> str:
+    """One name for all spellings and fine-tuned versions of a model."""
+    return _aliases().get(spelled.strip().lower(), spelled.strip())
+
+
+def shape_named(spelled: str) -> ModelShape | None:
+    """The shape of a model; None for one that is not known."""
+    return known_models().get(canonical(spelled))

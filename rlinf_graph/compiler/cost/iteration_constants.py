@@ -1,0 +1,14 @@
+"""What stands between the nodes of an iteration: fitted to published RL steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlinf_graph.compiler.cost.fitted import fitted
+
+
+@dataclass(frozen=True)
+class IterationConstants:
+    """Constants of synchronisation and of handing devices from one engine to another."""
+
+    refit: float = fitted(0.3, 0.01, 1.0, "share of a link's bandwidth that a weight sync reaches")
