@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlinf_graph.compiler.cost.fitted import parameters
 from validation import decode, memory, rl_steps, training
 from validation.figures import summary
 from validation.fitting import (
@@ -23,7 +22,9 @@ from validation.fitting import (
     with_intervals,
 )
 from validation.kind import Kind
-from validation.rows import DATA, LeftOut, Row, read_rows
+from validation.rows import DATA, Row, read_rows
+
+from rlinf_graph.compiler.cost.fitted import parameters
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
