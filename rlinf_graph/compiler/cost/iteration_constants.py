@@ -12,3 +12,7 @@ class IterationConstants:
     """Constants of synchronisation and of handing devices from one engine to another."""
 
     refit: float = fitted(0.3, 0.01, 1.0, "share of a link's bandwidth that a weight sync reaches")
+    tail: float = fitted(
+        0.8, 0.2, 1.6, "standard deviation of the logarithm of response lengths, before the limit"
+    )
+    driver_s: float = fitted(5.0, 0.0, 30.0, "seconds of an iteration that no node accounts for")
