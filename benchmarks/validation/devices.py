@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from rlinf_graph.ir import hardware
 from rlinf_graph.ir.cluster import Cluster, NodeGroup

@@ -111,7 +111,9 @@ def _of(recipe: Row | None, column: str) -> Any:
     """A recipe's number, else its text; None without a recipe or an entry."""
     if recipe is None:
         return None
-    return recipe.number(column) if recipe.number(column) is not None else recipe.text(column) or None
+    return (
+        recipe.number(column) if recipe.number(column) is not None else recipe.text(column) or None
+    )
 
 
 def _depth(row: Row) -> int:
