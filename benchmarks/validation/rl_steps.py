@@ -52,17 +52,22 @@ class Step:
     def _nodes(self, constants: IterationConstants) -> tuple[Node, ...]:
         made = self.setting
         limit = made.limit - PROMPT
+        together = made.samples * (1 + made.depth)
         answers = log_normal(min(self.mean, 0.99 * limit), limit, constants.tail)
         responses = Lengths(answers, "published mean")
         whole = Lengths(tuple(PROMPT + a for a in answers), "published mean")
         return (
-            _node("rollout", "served", Generate(made.samples, PROMPT, responses, made.group)),
+            _node("rollout", "served", Generate(together, PROMPT, responses, made.group)),
             _node("logprobs", "m", Forward(made.samples, whole)),
             _node("train", "m", Train(made.samples, whole, 1, made.optimizer_steps)),
         )
 
     def parts(self, constants: IterationConstants) -> dict[str, float]:
-        """Seconds by what they are spent on."""
+        """Seconds by what they are spent on.
+
+        Samples that may be `depth` iterations old let the responses of as many more iterations be
+        decoded together: each iteration gets its share of the time of all of them.
+        """
         costs, made = self.costs(constants), self.setting
         rollout, logprobs, train = costs.graph.nodes
         sampled = costs.node(rollout, made.sampler, made.generation)
@@ -71,11 +76,11 @@ class Step:
         method = "broadcast" if made.depth else "copy"
         sync, _ = costs.sync("m", made.trainer, made.sampler, method)
         return {
-            "rollout": sampled.seconds,
+            "rollout": sampled.seconds / (1 + made.depth),
             "logprobs": passed.seconds * made.passes,
             "train": trained.seconds,
             "sync": sync,
-            "switch": 0.0 if made.depth else trained.load_s + trained.offload_s + sampled.load_s,
+            "switch": 0.0 if made.depth else sum(c.load_s + c.offload_s for c in (trained, sampled)),
             "driver": constants.driver_s,
         }
 

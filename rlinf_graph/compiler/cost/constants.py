@@ -52,7 +52,7 @@ CONSTANTS = {
     "cpu": Constants(
         passes=PassConstants(matmul=0.75),
         decoding=DecodeConstants(bandwidth=0.5),
-        iteration=IterationConstants(),
+        iteration=IterationConstants(matrix_s=0.0, wake_s=0.0),
         host_link=1.0,
         overlap=False,
         process=0.4e9,

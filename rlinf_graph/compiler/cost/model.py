@@ -23,12 +23,13 @@ from rlinf_graph.compiler.cost.layout import (
     place_of,
     refusal,
 )
-from rlinf_graph.compiler.cost.links import COLLECTIVE, ring
+from rlinf_graph.compiler.cost.links import ring
 from rlinf_graph.compiler.cost.lookup import shape_of
 from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
@@ -199,33 +200,61 @@ class CostModel:
         return made.seconds(samples * HANDOVER_SECONDS) if made else 0.0
 
     def sync(
-        self, model: str, source: Sequence[int], target: Sequence[int], method: str
+        self,
+        model: str,
+        source: Sequence[int],
+        target: Sequence[int],
+        method: Method,
+        *,
+        changed: float = 1.0,
+        rank: int = 0,
     ) -> tuple[float, str]:
         """Seconds to bring a model's weights from its trainer to who serves it, and the origin.
 
-        `copy` stays on the devices: the shards of the trainer are gathered, written once.
-        `broadcast` sends all weights through the slowest link on the way. The trainer's layout is
-        not asked for: every device is taken to need all of the weights. A profile corrects what a
-        device does for it, not the way between devices.
+        A profile corrects what a device does for it, not the way between devices.
+
+        Args:
+            model: name.
+            source: the trainer's devices; its layout is not asked for, every device is taken to
+                need all of the weights.
+            target: those that serve it.
+            method: `copy` stays on the trainer's devices; `broadcast` sends all weights to the
+                others, `delta` the share that changed, `adapter` those of low-rank adapters.
+            changed: share of the weights that differ from the last version, for `delta`.
+            rank: of the adapters, for `adapter`.
         """
+        refit = self._refit(model, source, target, method, changed, rank)
+        parts, origin = refit.parts(), "roofline"
+        if made := self.corrections.sync(model, source[0]):
+            parts["weights"] = made.seconds(parts["weights"])
+            origin = PROFILED if refit.ring.size == 1 else origin
+        return sum(parts.values()), origin
+
+    def _refit(
+        self,
+        model: str,
+        source: Sequence[int],
+        target: Sequence[int],
+        method: Method,
+        changed: float,
+        rank: int,
+    ) -> Refit:
         definition, shape = self._models[model], self.shapes[model]
         groups = {*self.cluster.groups_of(source), *self.cluster.groups_of(target)}
         kinds = {group.device.kind for group in groups}
-        dtype = dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")
-        size = shape.parameters(definition.head) * SIZES[dtype]
-        devices = sorted({*source, *target}) if method == "broadcast" else list(source)
-        slowest = min(
-            g.device.memory_bandwidth * self.constants[g.device.kind].decoding.bandwidth
-            for g in groups
+        constants = self.constants["cpu" if "cpu" in kinds else "gpu"]
+        bandwidth = min(group.device.memory_bandwidth for group in groups)
+        devices = list(source) if method == "copy" else sorted({*source, *target})
+        weights = shape.parameters(definition.head)
+        return Refit(
+            shape=shape,
+            weights=adapter_weights(shape, rank) if method == "adapter" else weights,
+            element=SIZES[dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")],
+            ring=ring(self.cluster, devices),
+            bandwidth=bandwidth * constants.decoding.bandwidth,
+            constants=constants.iteration,
+            changed=changed if method == "delta" else 1.0,
         )
-        refit = min(self.constants[g.device.kind].iteration.refit for g in groups)
-        seconds, origin = 2 * size / slowest, "roofline"
-        if made := self.corrections.sync(model, source[0]):
-            seconds, origin = made.seconds(seconds), PROFILED
-        if len(devices) > 1:
-            seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / refit
-            origin = "roofline"
-        return seconds, origin
 
     def _sampling(
         self, node: Node, layout: Layout, work: Generate, kept: float
@@ -311,6 +340,8 @@ def _node_cost(
     resident = memory.resident(layout, trained)
     link = layout.hardware.host_link
     moving = memory.moved(resident) / (link.bandwidth * layout.constants.host_link) + link.latency
+    if layout.traits.paged:
+        moving += layout.constants.iteration.wake_s / 2
     return NodeCost(
         seconds=sum(parts.values()),
         parts=_items(parts),
