@@ -75,12 +75,15 @@ class Step:
         trained = costs.node(train, made.trainer, made.training)
         method = "broadcast" if made.depth else "copy"
         sync, _ = costs.sync("m", made.trainer, made.sampler, method)
+        switched = sum(cost.load_s + cost.offload_s for cost in (trained, sampled))
         return {
             "rollout": sampled.seconds / (1 + made.depth),
             "logprobs": passed.seconds * made.passes,
             "train": trained.seconds,
             "sync": sync,
-            "switch": 0.0 if made.depth else sum(c.load_s + c.offload_s for c in (trained, sampled)),
+            "switch": 0.0
+            if made.depth
+            else sum(c.load_s + c.offload_s for c in (trained, sampled)),
             "driver": constants.driver_s,
         }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
 from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
 from rlinf_graph.compiler.cost.pass_constants import PassConstants
+from rlinf_graph.compiler.cost.uncertainty import Widths
 
 COLLECTIVE = 0.8
 """Share of a link's bandwidth that large collectives reach: NCCL's published bus bandwidths on
@@ -99,6 +100,7 @@ class Constants:
         process: bytes a device loses to the process that uses it: runtime, kernels,
             communication buffers, fragmentation.
         engines: how each engine drives the device.
+        widths: how far off the closed forms may be.
     """
 
     passes: PassConstants
@@ -108,6 +110,7 @@ class Constants:
     overlap: bool
     process: float
     engines: Mapping[str, EngineTraits]
+    widths: Widths
 
 
 CONSTANTS = {
@@ -121,6 +124,7 @@ CONSTANTS = {
         overlap=True,
         process=1.5e9,
         engines=ENGINES["gpu"],
+        widths=Widths(sampling=0.4, passes=0.3, sync=0.7, iteration=0.3, compared=0.15),
     ),
     # Measured with the torch engine (torch 2.13) on one core of an AMD EPYC (Zen 5): forward and
     # backward over 2,560 tokens reach 67 GFLOP/s (2 layers of Qwen2, 128 wide), 83 (4 of 256) and
@@ -134,6 +138,7 @@ CONSTANTS = {
         overlap=False,
         process=0.4e9,
         engines=ENGINES["cpu"],
+        widths=Widths(sampling=0.25, passes=0.2, sync=0.7, iteration=0.3, compared=0.15),
     ),
 }
 

@@ -30,9 +30,11 @@ from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
+from rlinf_graph.compiler.cost.uncertainty import of_profile
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
+from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
@@ -53,6 +55,8 @@ class NodeCost:
         load_s: seconds to bring the resident part from host memory.
         offload_s: seconds to take it there.
         origin: `roofline`, `profiled` or `declared`.
+        width: half the width of the 80 % interval of `seconds`, as a logarithm; 0 for what nobody
+            can tell, such as declared host work.
     """
 
     seconds: float
@@ -62,6 +66,7 @@ class NodeCost:
     load_s: float = 0.0
     offload_s: float = 0.0
     origin: str = "roofline"
+    width: float = 0.0
 
 
 class CostModel:
@@ -187,7 +192,8 @@ class CostModel:
             work = HostWork(samples, HOST_SECONDS, "declared default")
         if made := self.corrections.host(node):
             seconds = made.seconds(work.samples * work.seconds_per_sample)
-            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
+            width = of_profile(made.residual, made.spread)
+            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED, width=width)
             return _in_loop(once, node, chunks=1)
         used = max(1, min(processes, group.cpus * group.nodes))
         seconds = work.samples * work.seconds_per_sample / used
@@ -321,21 +327,26 @@ class CostModel:
 
 def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
-    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+    width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
+    measured = correct.covers("chunk")
+    return _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
 
 
 def _passed(layout: Layout, work: Forward | Train, correct: Corrector) -> NodeCost:
-    working = memory.pass_working(layout, work)
+    working, trained = memory.pass_working(layout, work), isinstance(work, Train)
+    kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step") if trained else ("chunk",)
     if isinstance(work, Train):
         parts = training.train_parts(layout, work, correct)
-        measured = correct.covers("accumulate", "optimizer_step")
-        return _node_cost(layout, parts, working, trained=True, measured=measured)
-    parts = scaled(correct("chunk", training.forward_chunk(layout, work)), layout.settings.chunks)
-    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+    else:
+        chunk = correct("chunk", training.forward_chunk(layout, work))
+        parts = scaled(chunk, layout.settings.chunks)
+    width = correct.width(kinds, parts, layout.constants.widths.passes)
+    measured = correct.covers(*kinds)
+    return _node_cost(layout, parts, working, trained=trained, measured=measured, width=width)
 
 
 def _node_cost(
-    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool
+    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool, width: float
 ) -> NodeCost:
     resident = memory.resident(layout, trained)
     link = layout.hardware.host_link
@@ -350,6 +361,7 @@ def _node_cost(
         load_s=moving,
         offload_s=moving,
         origin=PROFILED if measured else "roofline",
+        width=width,
     )
 
 
