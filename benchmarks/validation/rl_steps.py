@@ -81,9 +81,7 @@ class Step:
             "logprobs": passed.seconds * made.passes,
             "train": trained.seconds,
             "sync": sync,
-            "switch": 0.0
-            if made.depth
-            else sum(c.load_s + c.offload_s for c in (trained, sampled)),
+            "switch": 0.0 if made.depth else switched,
             "driver": constants.driver_s,
         }
 
