@@ -10,7 +10,8 @@ from typing import Any
 
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.plan import NodePlan, Parallel
-from validation.rows import Row, canonical
+from validation.devices import device_named
+from validation.rows import Row, canonical, plain
 
 GENERATED = re.compile(r"G-GBS=(\d+)")
 TRAINED = re.compile(r"T-GBS=(\d+)")
@@ -53,6 +54,8 @@ class Setting:
 
 def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
     """The recipe that a row was made with: same version, model, device count and mode."""
+    entry = device_named(row.text("gpu"))
+    machine = entry.machine if entry else 0
     version = re.search(r"v(\d+\.\d+)", row.text("source"))
     devices = row.whole("n_gpus")
     found = [
@@ -60,19 +63,20 @@ def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
         for recipe in recipes
         if version
         and recipe.text("tag").startswith(f"v{version[1]}")
-        and canonical(recipe.text("model")) == canonical(row.text("model"))
+        and _same_model(recipe, canonical(row.text("model")))
         and recipe.whole("nodes") * recipe.whole("gpus_per_node") == devices
         and (recipe.text("async_") == "True") == ("async" in row.text("mode"))
-        and recipe.whole("gpus_per_node") == machine_of(row)
+        and recipe.whole("gpus_per_node") == machine
     ]
     same = [r for r in found if ("fp8" in r.text("recipe")) == ("G-FP8" in row.text("notes"))]
     named = [r for r in same if r.text("recipe").startswith(row.text("algo").lower())]
     return (named or same or [None])[0]
 
 
-def machine_of(row: Row) -> int:
-    """Devices of a machine: four of the rack-scale parts, eight of others."""
-    return 4 if row.text("gpu").upper().startswith(("GB2", "GB3", "GH2")) else 8
+def _same_model(recipe: Row, model: str) -> bool:
+    """By name, or where a recipe has a path of its own, by the name of its file."""
+    named = canonical(recipe.text("model"))
+    return named == model or plain(model) in plain(recipe.text("recipe"))
 
 
 def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: float) -> Setting:
