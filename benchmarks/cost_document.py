@@ -13,12 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "rlinf-graph"  # the same file from the same figures
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 TITLES = {
     "rl_steps": "RL iterations",
@@ -37,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("page", type=Path)
     given = parser.parse_args(arguments)
+    plt.switch_backend("svg")
+    plt.rcParams["svg.hashsalt"] = "rlinf-graph"  # the same file from the same figures
     results = json.loads(given.results.read_text("utf-8"))
     stem = given.page.with_suffix("")
     scatter(results, stem.with_name(f"{stem.name}-predicted.svg"))
@@ -162,7 +161,7 @@ def errors(results: Results, path: Path) -> None:
         xlabel="relative error (a bar is the median; beyond 150 % at the edge)",
         ylim=(-1, len(groups)),
     )
-    place.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    place.xaxis.set_major_formatter(PercentFormatter(1))
     place.legend(fontsize=8, frameon=False)
     _save(figure, path)
 
