@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +155,13 @@ class ModelShape:
         return self.shared_intermediate or self.shared_experts * self.expert_intermediate
 
     @cached_property
+    def visited_width(self) -> int:
+        """Width of the feed-forward part that a token goes through in one layer, the widest."""
+        mixture = self.experts_per_token * self.expert_intermediate + self.shared_width
+        dense = self.feed_forward_layers > self.expert_layers
+        return max(mixture if self.experts else 0, self.intermediate if dense else 0)
+
+    @cached_property
     def dense_matrices(self) -> int:
         """Weights of all layers that every token is multiplied with, routers included."""
         dense_layers = self.feed_forward_layers - self.expert_layers
@@ -216,7 +223,7 @@ class ModelShape:
         """Tokens that one attends to in all attention layers together, windows kept."""
         if not self.windowed:
             return self.attention_layers * context
-        near = np.minimum(context, self.window)
+        near = cast("Count", np.minimum(context, self.window))
         return (self.attention_layers - self.windowed) * context + self.windowed * near
 
     def attention_flops(self, context: Count) -> Count:
@@ -229,6 +236,11 @@ class ModelShape:
             return self.attention_flops(context)
         latent = self.heads * (2 * self.kv_rank + self.rope_head_dim)
         return 2.0 * latent * self.reach(context)
+
+    def step_flops(self, context: Count, head: str = "lm") -> Count:
+        """Operations of a decode step for one sequence of so many tokens."""
+        token = 2.0 * (self.active_matrices + self.head_matrix(head)) + self.scan_flops
+        return token + self.decode_attention_flops(context)
 
     def cached(self, context: Count) -> Count:
         """Elements that a sequence keeps in all layers: keys, values and recurrent states."""
