@@ -102,7 +102,8 @@ class Words:
         elif row.micro_batch is not None:
             said.append(f"micro-batches of {row.micro_batch} a replica")
         if row.recompute:
-            said.append("activations recomputed")
+            which = "activations of attention" if row.recompute == "selective" else "activations"
+            said.append(f"{which} recomputed")
         if row.offloaded:
             moved = self.clock.text(row.estimate.part("switch"))
             said.append(f"offloaded between turns (load and offload {moved})")
