@@ -12,6 +12,7 @@ from rlinf_graph.compiler.cost.constants import (
     EngineTraits,
     engine_traits,
 )
+from rlinf_graph.compiler.cost.execution import PLAIN, Execution
 from rlinf_graph.compiler.cost.links import Ring, ring
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, Link
@@ -97,6 +98,7 @@ class Layout:
         hardware: its devices.
         settings: the node's plan.
         constants: of its kind of device.
+        execution: how the engine runs passes.
     """
 
     shape: ModelShape
@@ -105,6 +107,7 @@ class Layout:
     hardware: Hardware
     settings: NodePlan
     constants: Constants
+    execution: Execution = PLAIN
 
     @property
     def parallel(self) -> Parallel:

@@ -66,6 +66,21 @@ class Ring:
         """Seconds to send `whole` bytes of one device to all others, in a pipeline."""
         return whole / self.bandwidth + self.latency if self.size > 1 else 0.0
 
+    def dispatch(self, tokens: float, visits: int) -> float:
+        """Seconds to send `tokens` bytes of every device to the ranks of their experts, or back.
+
+        A token that visits several experts is sent once to each machine and once to each device:
+        of n ranks, k random visits reach n (1 - (1 - 1/n)^k).
+        """
+        reached = self.size * (1 - (1 - 1 / self.size) ** visits)
+        inside = tokens * reached * (self.size - 1) / self.size
+        seconds = inside / (COLLECTIVE * self.inside.bandwidth)
+        if self.between is not None:
+            machines = self.size / self.per_machine
+            away = machines * (1 - (1 - 1 / machines) ** visits) * (machines - 1) / machines
+            seconds += tokens * away / (COLLECTIVE * self.between.bandwidth)
+        return seconds + self.latency
+
     def all_to_all(self, held: Bytes) -> Bytes:
         """Seconds to exchange `held` bytes of each device evenly among all."""
         seconds = held * ((self.size - 1) / self.size / (COLLECTIVE * self.inside.bandwidth))
@@ -78,7 +93,7 @@ class Ring:
 def ring(cluster: Cluster, devices: Sequence[int]) -> Ring:
     """The ring over some devices of a cluster."""
     groups = cluster.groups_of(devices)
-    machines = np.bincount(cluster.machines_of(devices))
+    machines = np.bincount(cluster.domains_of(devices))
     machines = machines[machines > 0]
     inside = _slowest([group.inside for group in groups])
     between = _slowest([group.between for group in groups]) if len(machines) > 1 else None

@@ -9,6 +9,22 @@ from rlinf_graph.compiler.cost.fitted import fitted
 
 @dataclass(frozen=True)
 class PassConstants:
-    """Constants of passes over packed tokens, on one kind of device."""
+    """Constants of passes over packed tokens, on one kind of device.
 
-    matmul: float = fitted(0.40, 0.2, 0.9, "share of peak operations that large products reach")
+    Attributes:
+        backward: of attention, in forward passes: 2.5 where it is recomputed block by block
+            (Dao 2023, FlashAttention-2, section 3.2), 2 where it is kept.
+    """
+
+    matmul: float = fitted(0.75, 0.4, 0.95, "share of peak operations that large products reach")
+    narrow: float = fitted(0.65, 0.3, 0.95, "the same of products in 8 bits")
+    narrowest: float = fitted(0.5, 0.15, 0.95, "the same of products in 4 bits")
+    half: float = fitted(500, 0, 4000, "smallest dimension at which products reach half of that")
+    attention: float = fitted(0.5, 0.2, 0.85, "share of peak that causal attention reaches")
+    traffic: float = fitted(1.5, 0.5, 4, "times that element-wise work moves its operands")
+    launch: float = fitted(1.0, 0.2, 5, "host time of a layer, in those of the engine's traits")
+    stall: float = fitted(0.3e-3, 0, 3e-3, "seconds a pass waits for the host in a layer of experts")
+    exposed: float = fitted(0.5, 0, 1, "share of tensor-parallel messages that is waited for")
+    exchange: float = fitted(0.7, 0.1, 1, "share of link bandwidth that exchanges of experts reach")
+    data: float = fitted(0.3, 0, 1, "share of data-parallel messages that is waited for")
+    backward: float = 2.5

@@ -6,74 +6,117 @@ import math
 from dataclasses import dataclass
 
 from rlinf_graph.compiler.cost.layout import Layout
-from rlinf_graph.ir.work import Lengths
+from rlinf_graph.compiler.cost.messages import Messages, messages
+from rlinf_graph.compiler.cost.operators import Operators, operators
+from rlinf_graph.compiler.cost.packed import Packed
+from rlinf_graph.compiler.cost.pass_constants import PassConstants
 
 Parts = dict[str, float]
 """Seconds by cause."""
 
-
-@dataclass(frozen=True)
-class Packed:
-    """What goes through one data-parallel rank at once.
-
-    Attributes:
-        samples: sequences; each with the vision tower's image where there is one.
-        tokens: of all of them.
-        squares: sum of their squared lengths.
-        outputs: positions that go through the head.
-    """
-
-    samples: float
-    tokens: float
-    squares: float
-    outputs: float
-
-    @classmethod
-    def of(cls, samples: float, lengths: Lengths, head: str) -> Packed:
-        """Samples of average length; a score is read at one position of each."""
-        mean = lengths.mean
-        square = sum(q * q for q in lengths.quantiles) / len(lengths.quantiles)
-        outputs = samples if head == "score" else samples * mean
-        return cls(samples, samples * mean, samples * square, outputs)
-
-    def padded(self, lengths: Lengths) -> Packed:
-        """The same batch with every sequence as long as the expected longest of them."""
-        longest = expected_longest(lengths, self.samples)
-        tokens = self.samples * longest
-        return Packed(self.samples, tokens, tokens * longest, self.outputs)
-
-
-def expected_longest(lengths: Lengths, samples: float) -> float:
-    """Mean length of the longest of so many sequences."""
-    ends = sorted(lengths.quantiles)
-    longest = previous = 0.0
-    for index, end in enumerate(ends):
-        longest += (end - previous) * (1 - (index / len(ends)) ** samples)
-        previous = end
-    return longest
+UNFUSED = 2.0
+"""Times that element-wise work moves its operands when each operation is a kernel of its own, in
+those when they are fused."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Which passes a call makes, in units of a forward pass.
+    """Which passes a call makes.
 
     Attributes:
         name: in the parts.
-        compute: forward 1, backward 2, recomputation 1.
-        messages: all-reduces over tensor ranks and exchanges between experts: forward 1,
-            backward 1, recomputation 1.
-        gathers: of weights that are sharded over data ranks, and scatters of gradients.
+        forwards: forward passes, recomputation included.
+        partial: forward passes of attention and element-wise work alone, to recompute them.
+        backwards: backward passes; of products they cost two forward passes.
     """
 
     name: str
-    compute: float
-    messages: float
-    gathers: float
+    forwards: float
+    partial: float
+    backwards: float
+
+    @property
+    def compute(self) -> float:
+        """Passes over the products, in forward passes."""
+        return self.forwards + 2 * self.backwards
+
+    @property
+    def messages(self) -> float:
+        """Passes that exchange activations."""
+        return self.forwards + self.backwards
+
+    @property
+    def gathers(self) -> float:
+        """Gathers of sharded weights, and scatters of their gradients."""
+        return 1 + 2 * self.backwards
 
 
-FORWARD = Kind("forward", 1, 1, 1)
-TRAINING = Kind("forward and backward", 3, 2, 3)
-RECOMPUTED = Kind("forward, recomputation and backward", 4, 3, 3)
+FORWARD = Kind("forward", 1, 0, 0)
+TRAINING = Kind("forward and backward", 1, 0, 1)
+SELECTIVE = Kind("forward, selective recomputation and backward", 1, 1, 1)
+RECOMPUTED = Kind("forward, recomputation and backward", 2, 0, 1)
+
+
+def training_kind(recompute: bool | str) -> Kind:
+    """The passes of training with a plan's `recompute`."""
+    if recompute == "selective":
+        return SELECTIVE
+    return RECOMPUTED if recompute else TRAINING
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What a call asks of the hardware, whatever share of it is reached.
+
+    Attributes:
+        peak: operations a second of products in their format.
+        plain: the same in the weights' format.
+        narrow: bytes of an element of the products' format.
+        bandwidth: bytes a second of memory.
+    """
+
+    kind: Kind
+    operators: Operators
+    messages: Messages
+    peak: float
+    plain: float
+    narrow: float
+    bandwidth: float
+
+
+def amounts(layout: Layout, batch: Packed, kind: Kind) -> Amounts:
+    figures = dict(layout.hardware.flops)
+    plain = figures.get(layout.dtype, figures["float32"])
+    wanted = layout.execution.peak_format(layout.dtype)
+    peak = figures.get(wanted, plain)
+    narrow = 2.0
+    if peak > plain:
+        narrow = 0.5 if wanted == "float4" else 1.0
+    return Amounts(
+        kind, operators(layout, batch), messages(layout, batch), peak, plain, narrow,
+        layout.hardware.memory_bandwidth,
+    )
+
+
+def compute_s(layout: Layout, made: Amounts, constants: PassConstants) -> float:
+    """Seconds of the device's own work."""
+    kind, work = made.kind, made.operators
+    share = constants.matmul
+    if made.narrow == 1.0:
+        share = constants.narrow
+    elif made.narrow == 0.5:
+        share = constants.narrowest
+    dense = work.dense * (1 + constants.half / work.width)
+    experts = work.experts * (1 + constants.half / work.rows)
+    products = (dense + experts) / (made.peak * share) + work.head / (made.plain * constants.matmul)
+    busy = kind.compute * products
+    passes = kind.forwards + kind.partial + constants.backward * kind.backwards
+    busy += passes * work.attention / (made.plain * constants.attention)
+    read = kind.compute * work.read / layout.bandwidth
+    touched = (kind.compute + kind.partial) * work.moved * constants.traffic
+    if not layout.execution.fused:
+        touched *= UNFUSED
+    return max(busy, read) + touched / layout.bandwidth
 
 
 def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Parts:
@@ -85,71 +128,45 @@ def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Part
         kind: forward, or training.
         bubble: time that the pipeline's ends wait, as a share of the time it works.
     """
-    compute = kind.compute * _forward_s(layout, batch)
+    return parts_of(layout, amounts(layout, batch, kind), bubble)
+
+
+def parts_of(layout: Layout, made: Amounts, bubble: float) -> Parts:
+    """The same of amounts that are known."""
+    kind, constants = made.kind, layout.constants.passes
+    compute = compute_s(layout, made, constants)
     parts: Parts = {kind.name: compute}
-    parts |= _messages(layout, batch, kind)
-    if layout.sharded:
-        parts["fsdp communication"] = max(0.0, kind.gathers * _gather_s(layout) - compute)
-    launch = layout.launch_s(kind.compute)
+    sent = made.messages
+    if sent.tensor:
+        exposed = constants.exposed * (0.5 if layout.execution.hidden else 1.0)
+        parts["tp communication"] = kind.messages * sent.tensor * exposed
+    if sent.context:
+        parts["cp communication"] = kind.messages * sent.context * constants.exposed
+    if sent.experts:
+        parts["ep communication"] = kind.messages * sent.experts / constants.exchange
+    if sent.stages:
+        parts["pp communication"] = kind.messages * sent.stages * constants.exposed
+    if sent.gather:
+        gathers = kind.gathers * sent.gather
+        parts["fsdp communication"] = max(gathers - compute, constants.data * gathers)
+    stall = kind.compute * sent.expert_layers * constants.stall
+    launch = layout.launch_s(kind.compute) * constants.launch
     if layout.constants.overlap:
-        launch = max(0.0, launch - sum(parts.values()))
+        launch = max(0.0, launch * (1 - layout.execution.graphs) - sum(parts.values()))
+        launch += stall * (1 - layout.execution.graphs)
     parts["launch"] = launch
     if bubble:
         parts["pipeline bubble"] = bubble * sum(parts.values())
     return parts
 
 
-def _forward_s(layout: Layout, batch: Packed) -> float:
-    """The slower of operations and of reading the weights once, for one stage."""
-    parallel = layout.parallel
-    flops = layout.shape.forward_flops(batch.tokens, batch.squares, batch.outputs, layout.head)
-    flops += layout.shape.image_flops(batch.samples)
-    share = layout.stage / (parallel.tp * parallel.cp)
-    read = layout.replica_weights * layout.element / layout.bandwidth
-    return max(flops * share / layout.flops, read)
-
-
-def _gather_s(layout: Layout) -> float:
-    """All weights of a stage, layer by layer, to every data rank."""
-    layers = layout.shape.layers * layout.stage
-    weights = layout.replica_weights * layout.element / layers
-    return layers * layout.hardware.data.all_gather(weights)
-
-
-def _messages(layout: Layout, batch: Packed, kind: Kind) -> Parts:
-    """Communication of activations; all of it counts as waited for.
-
-    Two all-reduces a layer over tensor ranks (Shoeybi et al. 2019), one all-gather of keys and
-    values over context ranks, two exchanges an expert layer, one message a stage boundary.
-    """
-    parallel, shape, hardware = layout.parallel, layout.shape, layout.hardware
-    layers = shape.layers * layout.stage
-    tokens = batch.tokens / parallel.cp
-    hidden = tokens * shape.hidden * layout.element
-    parts: Parts = {}
-    if parallel.tp > 1:
-        reduce = hardware.tensor.all_reduce(hidden)
-        parts["tp communication"] = kind.messages * layers * 2 * reduce
-    if parallel.cp > 1:
-        cached = batch.tokens * shape.kv_width * layout.element / min(parallel.tp, shape.kv_heads)
-        parts["cp communication"] = kind.messages * layers * hardware.context.all_gather(cached)
-    if parallel.ep > 1:
-        sent = hidden * shape.experts_per_token / parallel.tp
-        exchange = hardware.experts.all_to_all(sent)
-        parts["ep communication"] = (
-            kind.messages * shape.expert_layers * layout.stage * 2 * exchange
-        )
-    if parallel.pp > 1:
-        parts["pp communication"] = kind.messages * hardware.stages.broadcast(hidden / parallel.tp)
-    return parts
-
-
-def bubble_of(pp: int, calls: int) -> float:
+def bubble_of(pp: int, calls: int, vp: int = 1) -> float:
     """Share of its working time that a pipeline of `pp` stages idles over `calls` micro-batches.
 
-    (p - 1) / m of 1F1B (Narayanan et al. 2021).
+    (p - 1) / m of 1F1B, and (p - 1) / (m v) with `vp` virtual stages a rank, interleaved
+    (Narayanan et al. 2021, section 2.2).
     """
-    return (pp - 1) / max(1, calls)
+    return (pp - 1) / (max(1, calls) * vp)
 
 
 def split_calls(samples: int, micro_batch: int) -> tuple[int, int]:

@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
 from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.packed import Packed
 from rlinf_graph.compiler.cost.passes import (
     FORWARD,
-    RECOMPUTED,
-    TRAINING,
-    Packed,
     Parts,
     added,
     bubble_of,
@@ -18,6 +16,7 @@ from rlinf_graph.compiler.cost.passes import (
     per_rank,
     scaled,
     split_calls,
+    training_kind,
 )
 from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.work import Forward, Lengths, Train
@@ -36,7 +35,7 @@ def forward_chunk(layout: Layout, work: Forward) -> Parts:
     parallel, chunks = layout.parallel, layout.settings.chunks
     mine = per_rank(work.samples, chunks * parallel.dp)
     calls, rest = split_calls(mine, micro_batch_of(layout, work.lengths))
-    bubble = bubble_of(parallel.pp, calls + bool(rest))
+    bubble = bubble_of(parallel.pp, calls + bool(rest), parallel.vp)
 
     def call(samples: int) -> Parts:
         return pass_parts(layout, Packed.of(samples, work.lengths, layout.head), FORWARD, bubble)
@@ -56,8 +55,8 @@ def accumulate(layout: Layout, work: Train, samples: int) -> Parts:
     mine = per_rank(samples, parallel.dp)
     step = per_rank(samples_per_step(work), parallel.dp)
     calls, rest = split_calls(step, micro_batch_of(layout, work.lengths))
-    bubble = bubble_of(parallel.pp, calls + bool(rest))
-    kind = RECOMPUTED if layout.settings.recompute else TRAINING
+    bubble = bubble_of(parallel.pp, calls + bool(rest), parallel.vp)
+    kind = training_kind(layout.settings.recompute)
     return pass_parts(layout, _training_batch(layout, mine, work.lengths), kind, bubble)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from rlinf_graph.compiler.cost import CostModel
-from rlinf_graph.compiler.cost.passes import expected_longest
+from rlinf_graph.compiler.cost.packed import expected_longest
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
