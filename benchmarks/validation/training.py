@@ -33,6 +33,8 @@ class Run:
     tokens: float  # of a step, of one device
     convention: float = 1.0
 
+POWER={"A100":400,"H100":700,"H200":700,"H100-96GB-HBM2e":500,"B200":1000,"GB200":1200,"B300":1100,"GB300":1400}
+
 def as_published(kind, parts):
     return parts
 
@@ -91,23 +93,27 @@ def case_of(row):
     product = PRECISIONS.get(prec, "float8")
     notes = row.text("notes")
     rec = "selective" if ("selective AC" in notes or "SAC" in notes) else True if "full AC" in notes else False
-    graphs = 0.0
+    graphs = 0.0; eb=fe=False; cop='once'
     c = container(row)
     for r in _recipes():
         if r["source"] != row.text("source"): continue
         if name not in r.get("models",[name]) or device not in r.get("devices",[device]) or product not in r.get("formats",[product]): continue
         if c < r.get("since","") or (r.get("until") and c > r["until"]): continue
+        if pp not in r.get("stages",[pp]): continue
+        eb = r.get("experts_beside", eb); fe = r.get("fused_experts", fe); cop = r.get("dispatch", cop)
         graphs = r.get("graphs", graphs); rec = r.get("recompute", rec)
     if name == "deepseek-ai/DeepSeek-V3" and "w/o" not in spelled:
-        shape = replace(shape, layers=shape.layers+1)  # MTP
+        shape = replace(shape, layers=shape.layers+1, vocab=2*shape.vocab)  # MTP
+    if "Super" in name: shape = replace(shape, layers=shape.layers+1, vocab=2*shape.vocab)
     fused = not (titan and "compile" not in notes)
-    ex = Execution(product=product, graphs=graphs, fused=fused, hidden="async TP" in notes)
+    ex = Execution(product=product, graphs=graphs, fused=fused, tensor_beside=not titan or "async TP" in notes, experts_beside=eb, fused_experts=fe, dispatch=cop, kernels=0.47 if titan else 1.0)
     parallel = Parallel(dp=dp,tp=tp,pp=pp,cp=cp,ep=ep,vp=vp,shard=shard)
     cluster = load_cluster(f"{n}x{device}")
     hw = hardware_of(cluster, range(n), parallel)
+    hw = replace(hw, power=POWER[device])
     plan = NodePlan(parallel=parallel, engine="megatron", micro_batch=mbs, recompute=rec)
     layout = Layout(shape,"lm","bfloat16",hw,plan,CONSTANTS["gpu"],ex)
     work = Train(gbs, Lengths.fixed(seq,"published"),1,1)
-    return Case(row, name, f"{device} x{n} {product or 'bf16'} tp{tp} pp{pp} cp{cp} vp{vp} ep{ep} mbs{mbs} gbs{gbs} s{seq} {c} g{graphs} r{rec}", row.number("tok_s_gpu"), Run(layout, work, gbs*seq/n))
+    return Case(row, name, f"{device} x{n} {product or 'bf16'} tp{tp} pp{pp} cp{cp} vp{vp} ep{ep} mbs{mbs} gbs{gbs} s{seq} g{graphs}{'x' if eb else ''}{'f' if fe else ''}{cop[0]} r{rec}", row.number("tok_s_gpu"), Run(layout, work, gbs*seq/n))
 
 KIND = Kind("training","tokens/s/GPU",CONSTANTS["gpu"].passes,cases,predict)

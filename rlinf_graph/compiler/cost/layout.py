@@ -52,6 +52,8 @@ class Hardware:
         data: the devices that hold the same part of the model: data and context ranks.
         experts: the devices that hold a replica's experts together.
         stages: two neighbours of a pipeline.
+        replicas: the devices that hold the same experts.
+        power: watts of a device; 0 where it is not known.
     """
 
     kind: str
@@ -64,6 +66,8 @@ class Hardware:
     data: Ring
     experts: Ring
     stages: Ring
+    replicas: Ring
+    power: float = 0.0
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -73,6 +77,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
     links = [device.host_link for device in types]
     tp, model = parallel.tp, parallel.tp * parallel.cp
     stage = model * parallel.dp
+    data = ring(cluster, devices[:stage:tp])
     return Hardware(
         kind="cpu" if any(device.kind == "cpu" for device in types) else "gpu",
         memory=min(device.memory for device in types),
@@ -81,9 +86,10 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         host_link=Link(min(k.bandwidth for k in links), max(k.latency for k in links)),
         tensor=ring(cluster, devices[:tp]),
         context=ring(cluster, devices[:model:tp]),
-        data=ring(cluster, devices[:stage:tp]),
+        data=data,
         experts=ring(cluster, devices[: model * parallel.ep : model]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
+        replicas=ring(cluster, devices[: stage : model * parallel.ep]) if parallel.ep > 1 else data,
     )
 
 

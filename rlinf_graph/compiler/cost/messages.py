@@ -49,7 +49,11 @@ def messages(layout: Layout, batch: Packed) -> Messages:
         context = shape.attention_layers * stage * hardware.context.all_gather(cached)
     if parallel.ep > 1:
         token = (shape.latent or shape.hidden) * layout.element / parallel.tp
-        sent = hardware.experts.dispatch(tokens * token, shape.experts_per_token)
+        visits = shape.experts_per_token
+        if layout.execution.dispatch == "copies":
+            sent = hardware.experts.all_to_all(tokens * token * visits)
+        else:
+            sent = hardware.experts.dispatch(tokens * token, visits)
         experts = 2 * shape.expert_layers * stage * sent * layout.execution.balance
     if parallel.pp > 1:
         stages = parallel.vp * hardware.stages.broadcast(hidden / parallel.tp)

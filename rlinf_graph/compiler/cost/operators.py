@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rlinf_graph.compiler.cost.execution import NARROW
+from rlinf_graph.compiler.cost.execution import NARROW, Execution
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.packed import Packed
 from rlinf_graph.compiler.cost.shapes import ModelShape
+
+
+LOGIT = 10.0
+"""Bytes moved for a logit in a pass: written, cast to float32, read for its softmax."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Operators:
         moved: bytes of element-wise work: norms, residuals, rotations, activations, casts,
             tokens sorted by expert.
         read: bytes of all weights, once.
+        local: experts of this device in all layers.
     """
 
     dense: float
@@ -35,6 +40,7 @@ class Operators:
     attention: float
     moved: float
     read: float
+    local: float
 
 
 def operators(layout: Layout, batch: Packed) -> Operators:
@@ -55,9 +61,11 @@ def operators(layout: Layout, batch: Packed) -> Operators:
         experts=experts,
         width=min(batch.tokens / parallel.cp, narrowest(shape) / parallel.tp),
         rows=min(rows, *wide) if shape.experts else 1.0,
-        attention=attention * share,
-        moved=tokens * moved_by_token(shape, layout.execution.product, layout.element),
+        attention=attention * share * max(1.0, 128 / shape.head_dim),
+        moved=tokens * moved_by_token(shape, layout.execution, layout.element)
+        + batch.outputs * share * shape.vocab * LOGIT,
         read=layout.replica_weights * layout.element,
+        local=shape.expert_layers * layout.stage * shape.experts / parallel.ep,
     )
 
 
@@ -68,7 +76,7 @@ def narrowest(shape: ModelShape) -> float:
 
 
 @lru_cache(maxsize=256)
-def moved_by_token(shape: ModelShape, product: str, element: int) -> float:
+def moved_by_token(shape: ModelShape, execution: Execution, element: int) -> float:
     """Bytes that element-wise work of all layers moves for a token, each operation once.
 
     A norm reads and writes, a residual reads twice and writes; a rotation reads and writes
@@ -82,13 +90,16 @@ def moved_by_token(shape: ModelShape, product: str, element: int) -> float:
     act = 3 if shape.gated else 2
     dense = around + act * shape.intermediate
     visits, inner = shape.experts_per_token, shape.latent or hidden
-    expert = around + visits * (4 * inner + act * shape.expert_intermediate)
+    fused = execution.fused_experts
+    inside = (1 if fused else act) * shape.expert_intermediate
+    sorts = {"copies": 8, "once": 4, "fused": 2}[execution.dispatch]
+    expert = around + visits * (sorts * inner + inside) + 12 * shape.experts
     expert += act * shape.shared_width
     inputs = shape.attention_layers * (hidden + shape.value_width)
     dense_layers = shape.feed_forward_layers - shape.expert_layers
     inputs += dense_layers * (hidden + shape.intermediate)
     inputs += shape.expert_layers * (
-        visits * (inner + shape.expert_intermediate) + hidden + shape.shared_width
+        visits * (inner + (0 if fused else shape.expert_intermediate)) + hidden + shape.shared_width
     )
     total = shape.attention_layers * attention + dense_layers * dense
     total += shape.expert_layers * expert
@@ -97,7 +108,8 @@ def moved_by_token(shape: ModelShape, product: str, element: int) -> float:
         total += mixer.layers * (around + 4 * mixer.convolved + 8 * mixer.values)
         inputs += mixer.layers * (hidden + mixer.values)
     moved = float(total * element)
-    narrow = {"mxfp8": 1.0, "nvfp4": 0.5}.get(product) or NARROW.get(product)
+    narrow = NARROW.get(execution.peak_format(""))
     if narrow:
-        moved += inputs * (element + 2 * narrow)
+        reads = 2 if narrow < 1 else 1
+        moved += inputs * (reads * element + 2 * narrow)
     return moved

@@ -14,6 +14,9 @@ from rlinf_graph.compiler.cost.pass_constants import PassConstants
 Parts = dict[str, float]
 """Seconds by cause."""
 
+H100 = 700 / 989e12
+"""Watts by operation a second of an H100, to which `power` refers."""
+
 UNFUSED = 2.0
 """Times that element-wise work moves its operands when each operation is a kernel of its own, in
 those when they are fused."""
@@ -82,6 +85,7 @@ class Amounts:
     plain: float
     narrow: float
     bandwidth: float
+    density: float
 
 
 def amounts(layout: Layout, batch: Packed, kind: Kind) -> Amounts:
@@ -95,6 +99,7 @@ def amounts(layout: Layout, batch: Packed, kind: Kind) -> Amounts:
     return Amounts(
         kind, operators(layout, batch), messages(layout, batch), peak, plain, narrow,
         layout.hardware.memory_bandwidth,
+        layout.hardware.power / plain / H100 if layout.hardware.power else 1.0,
     )
 
 
@@ -106,12 +111,14 @@ def compute_s(layout: Layout, made: Amounts, constants: PassConstants) -> float:
         share = constants.narrow
     elif made.narrow == 0.5:
         share = constants.narrowest
+    follow = made.density**constants.power
+    share = min(1.0, share * follow)
     dense = work.dense * (1 + constants.half / work.width)
     experts = work.experts * (1 + constants.half / work.rows)
-    products = (dense + experts) / (made.peak * share) + work.head / (made.plain * constants.matmul)
+    products = (dense + experts) / (made.peak * share) + work.head / (made.plain * min(1.0, constants.matmul * follow))
     busy = kind.compute * products
     passes = kind.forwards + kind.partial + constants.backward * kind.backwards
-    busy += passes * work.attention / (made.plain * constants.attention)
+    busy += passes * work.attention / (made.plain * min(1.0, constants.attention * layout.execution.kernels * follow))
     read = kind.compute * work.read / layout.bandwidth
     touched = (kind.compute + kind.partial) * work.moved * constants.traffic
     if not layout.execution.fused:
@@ -138,18 +145,19 @@ def parts_of(layout: Layout, made: Amounts, bubble: float) -> Parts:
     parts: Parts = {kind.name: compute}
     sent = made.messages
     if sent.tensor:
-        exposed = constants.exposed * (0.5 if layout.execution.hidden else 1.0)
-        parts["tp communication"] = kind.messages * sent.tensor * exposed
+        waited = constants.beside if layout.execution.tensor_beside else 1.0
+        parts["tp communication"] = kind.messages * sent.tensor * waited
     if sent.context:
-        parts["cp communication"] = kind.messages * sent.context * constants.exposed
+        parts["cp communication"] = kind.messages * sent.context * constants.beside
     if sent.experts:
-        parts["ep communication"] = kind.messages * sent.experts / constants.exchange
+        waited = constants.beside if layout.execution.experts_beside else 1.0
+        parts["ep communication"] = kind.messages * sent.experts / constants.exchange * waited
     if sent.stages:
-        parts["pp communication"] = kind.messages * sent.stages * constants.exposed
+        parts["pp communication"] = kind.messages * sent.stages * constants.beside
     if sent.gather:
         gathers = kind.gathers * sent.gather
-        parts["fsdp communication"] = max(gathers - compute, constants.data * gathers)
-    stall = kind.compute * sent.expert_layers * constants.stall
+        parts["fsdp communication"] = max(gathers - compute, constants.beside * gathers)
+    stall = kind.compute * (made.operators.local * constants.stall + sent.expert_layers * constants.route)
     launch = layout.launch_s(kind.compute) * constants.launch
     if layout.constants.overlap:
         launch = max(0.0, launch * (1 - layout.execution.graphs) - sum(parts.values()))

@@ -71,15 +71,31 @@ def optimizer_step(layout: Layout) -> Parts:
     AdamW reads and writes weights, both moments and, in mixed precision, the master copy, and
     reads the gradient, which the norm for clipping reads once more.
     """
-    parallel, data = layout.parallel, layout.hardware.data
+    parallel = layout.parallel
     weights = layout.held_weights
+    if parallel.shard == "optimizer":
+        weights /= parallel.dp * parallel.cp
     state = optimizer_bytes(layout)
     touched = weights * 2 * (layout.element + state + gradient_bytes(layout))
     parts: Parts = {"optimizer": touched / layout.bandwidth + layout.launch_s()}
     if parallel.dp * parallel.cp > 1 and not layout.sharded:
-        gradients = layout.replica_weights * gradient_bytes(layout)
-        parts["gradient all-reduce"] = data.all_reduce(gradients)
+        parts["gradient all-reduce"] = _gradient_s(layout)
     return parts
+
+
+def _gradient_s(layout: Layout) -> float:
+    """Seconds to add up gradients over replicas that are waited for.
+
+    Experts that are spread over ranks have fewer replicas.
+    """
+    parallel, hardware, size = layout.parallel, layout.hardware, gradient_bytes(layout)
+    experts = 0.0
+    if parallel.ep > 1:
+        experts = layout.shape.expert_matrices * layout.stage / parallel.ep / parallel.tp
+    seconds = hardware.data.all_reduce((layout.replica_weights - experts) * size)
+    if experts and hardware.replicas.size > 1:
+        seconds += hardware.replicas.all_reduce(experts * size)
+    return seconds * (layout.constants.passes.beside if layout.constants.overlap else 1.0)
 
 
 def gradient_bytes(layout: Layout) -> int:
