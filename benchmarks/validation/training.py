@@ -99,7 +99,7 @@ def case_of(row):
         if r["source"] != row.text("source"): continue
         if name not in r.get("models",[name]) or device not in r.get("devices",[device]) or product not in r.get("formats",[product]): continue
         if c < r.get("since","") or (r.get("until") and c > r["until"]): continue
-        if pp not in r.get("stages",[pp]): continue
+        if pp not in r.get("stages",[pp]) or (r.get("dropped") and "tokendrop" not in spelled): continue
         eb = r.get("experts_beside", eb); fe = r.get("fused_experts", fe); cop = r.get("dispatch", cop)
         graphs = r.get("graphs", graphs); rec = r.get("recompute", rec)
     if name == "deepseek-ai/DeepSeek-V3" and "w/o" not in spelled:

@@ -105,7 +105,7 @@ def moved_by_token(shape: ModelShape, execution: Execution, element: int) -> flo
     total += shape.expert_layers * expert
     if shape.mixer:
         mixer = shape.mixer
-        total += mixer.layers * (around + 4 * mixer.convolved + 8 * mixer.values)
+        total += mixer.layers * (around + 4 * mixer.convolved + 16 * mixer.values)
         inputs += mixer.layers * (hidden + mixer.values)
     moved = float(total * element)
     narrow = NARROW.get(execution.peak_format(""))
