@@ -86,13 +86,13 @@ def case_of(row):
     dp = n // (tp*pp*cp)
     mbs = row.whole("mbs")
     gbs = int(row.number("gbs") or mbs*dp)
-    titan = "torchtitan" in row.text("source").lower() or "torchtitan" in row.text("file")
+    titan = row.text("file").startswith("benchmarks/")
     shard = "fsdp" if row.whole("fsdp", 0) > 1 or titan else "optimizer"
     if ep > 1: ep = max(1, ep // tp)
     prec = row.text("precision")
     product = PRECISIONS.get(prec, "float8")
     notes = row.text("notes")
-    rec = "selective" if ("selective AC" in notes or "SAC" in notes) else True if "full AC" in notes else False
+    rec = True if "full AC" in notes else "selective" if titan or "SAC" in notes else False
     graphs = 0.0; eb=fe=False; cop='once'
     c = container(row)
     for r in _recipes():

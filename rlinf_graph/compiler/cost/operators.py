@@ -95,6 +95,8 @@ def moved_by_token(shape: ModelShape, execution: Execution, element: int) -> flo
     sorts = {"copies": 8, "once": 4, "fused": 2}[execution.dispatch]
     expert = around + visits * (sorts * inner + inside) + 12 * shape.experts
     expert += act * shape.shared_width
+    if shape.other_vectors > 1e7 and shape.experts:
+        expert += visits * (4 * shape.expert_intermediate + 6 * inner)
     inputs = shape.attention_layers * (hidden + shape.value_width)
     dense_layers = shape.feed_forward_layers - shape.expert_layers
     inputs += dense_layers * (hidden + shape.intermediate)

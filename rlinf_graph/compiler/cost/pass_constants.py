@@ -22,10 +22,8 @@ class PassConstants:
     half: float = fitted(500, 0, 4000, "smallest dimension at which products reach half of that")
     attention: float = fitted(0.5, 0.2, 0.85, "share of peak that causal attention reaches")
     traffic: float = fitted(1.5, 0.5, 4, "times that element-wise work moves its operands")
-    launch: float = fitted(1.0, 0.2, 5, "host time of a layer, in those of the engine's traits")
     stall: float = fitted(0.1e-3, 0, 1e-3, "seconds that each expert of a rank adds to a pass")
     route: float = fitted(0.1e-3, 0, 3e-3, "seconds that a layer of experts adds to a pass")
-    exchange: float = fitted(0.7, 0.1, 1, "share of link bandwidth that exchanges of experts reach")
     beside: float = fitted(0.3, 0, 1, "share of messages beside compute that is waited for")
     power: float = fitted(0.5, 0, 1, "how far rates follow the watts of a device by its peak")
     backward: float = 2.5

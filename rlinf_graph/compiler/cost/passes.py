@@ -116,8 +116,8 @@ def compute_s(layout: Layout, made: Amounts, constants: PassConstants) -> float:
     dense = work.dense * (1 + constants.half / work.width)
     experts = work.experts * (1 + constants.half / work.rows)
     products = (dense + experts) / (made.peak * share) + work.head / (made.plain * min(1.0, constants.matmul * follow))
-    busy = kind.compute * products
-    passes = kind.forwards + kind.partial + constants.backward * kind.backwards
+    busy = (kind.compute + 0.5 * kind.partial) * products
+    passes = kind.forwards + constants.backward * kind.backwards
     busy += passes * work.attention / (made.plain * min(1.0, constants.attention * layout.execution.kernels * follow))
     read = kind.compute * work.read / layout.bandwidth
     touched = (kind.compute + kind.partial) * work.moved * constants.traffic
@@ -151,14 +151,14 @@ def parts_of(layout: Layout, made: Amounts, bubble: float) -> Parts:
         parts["cp communication"] = kind.messages * sent.context * constants.beside
     if sent.experts:
         waited = constants.beside if layout.execution.experts_beside else 1.0
-        parts["ep communication"] = kind.messages * sent.experts / constants.exchange * waited
+        parts["ep communication"] = kind.messages * sent.experts * waited
     if sent.stages:
         parts["pp communication"] = kind.messages * sent.stages * constants.beside
     if sent.gather:
         gathers = kind.gathers * sent.gather
         parts["fsdp communication"] = max(gathers - compute, constants.beside * gathers)
     stall = kind.compute * (made.operators.local * constants.stall + sent.expert_layers * constants.route)
-    launch = layout.launch_s(kind.compute) * constants.launch
+    launch = layout.launch_s(kind.compute)
     if layout.constants.overlap:
         launch = max(0.0, launch * (1 - layout.execution.graphs) - sum(parts.values()))
         launch += stall * (1 - layout.execution.graphs)
