@@ -13,15 +13,14 @@ class Messages:
     """Seconds at the bandwidth that large collectives reach, by axis.
 
     Attributes:
-        tensor: two all-reduces a layer over tensor ranks (Shoeybi et al. 2019); with sequence
-            parallelism each is a reduce-scatter and an all-gather and takes as long
+        tensor: an all-reduce over tensor ranks behind each part of a layer (Shoeybi et al. 2019);
+            with sequence parallelism it is a reduce-scatter and an all-gather and takes as long
             (Korthikanti et al. 2022, section 4.2.2).
-        context: keys and values of each attention layer to all context ranks, in a ring or
-            gathered.
+        context: keys and values of each attention layer from all context ranks, gathered or passed
+            on in a ring, which takes as long (Liu et al. 2023).
         experts: two exchanges of tokens a layer of experts.
         stages: one message a virtual stage.
-        gather: all weights of the stages, layer by layer, to every data rank.
-        expert_layers: layers of experts of this rank.
+        gather: all weights of a rank, layer by layer, from the data ranks that hold a part each.
     """
 
     tensor: float = 0.0
@@ -29,41 +28,38 @@ class Messages:
     experts: float = 0.0
     stages: float = 0.0
     gather: float = 0.0
-    expert_layers: float = 0.0
 
 
 def messages(layout: Layout, batch: Packed) -> Messages:
     """What a layout sends for a micro-batch."""
     parallel, shape, hardware = layout.parallel, layout.shape, layout.hardware
-    stage = layout.stage
     tensor = context = experts = stages = gather = 0.0
     tokens = batch.tokens / parallel.cp
     hidden = tokens * shape.hidden * layout.element
     if parallel.tp > 1:
         parts = shape.attention_layers + shape.feed_forward_layers
-        if shape.mixer:
-            parts += shape.mixer.layers
-        tensor = parts * stage * hardware.tensor.all_reduce(hidden)
+        parts += shape.mixer.layers if shape.mixer else 0
+        tensor = parts * layout.stage * hardware.tensor.all_reduce(hidden)
     if parallel.cp > 1:
         cached = batch.tokens * shape.kv_width * layout.element / min(parallel.tp, shape.kv_heads)
-        context = shape.attention_layers * stage * hardware.context.all_gather(cached)
+        layers = shape.attention_layers * layout.stage
+        context = layers * hardware.context.all_gather(cached)
     if parallel.ep > 1:
-        token = (shape.latent or shape.hidden) * layout.element / parallel.tp
-        visits = shape.experts_per_token
-        if layout.execution.dispatch == "copies":
-            sent = hardware.experts.all_to_all(tokens * token * visits)
-        else:
-            sent = hardware.experts.dispatch(tokens * token, visits)
-        experts = 2 * shape.expert_layers * stage * sent * layout.execution.balance
+        experts = 2 * shape.expert_layers * layout.stage * _exchange(layout, tokens)
     if parallel.pp > 1:
         stages = parallel.vp * hardware.stages.broadcast(hidden / parallel.tp)
     if layout.sharded:
-        gather = gather_s(layout)
-    return Messages(tensor, context, experts, stages, gather, shape.expert_layers * stage)
+        layers = shape.layers * layout.stage
+        weights = layout.replica_weights * layout.element / layers
+        gather = layers * hardware.data.all_gather(weights)
+    return Messages(tensor, context, experts, stages, gather)
 
 
-def gather_s(layout: Layout) -> float:
-    """All weights of a stage, layer by layer, to every data rank."""
-    layers = layout.shape.layers * layout.stage
-    weights = layout.replica_weights * layout.element / layers
-    return layers * layout.hardware.data.all_gather(weights)
+def _exchange(layout: Layout, tokens: float) -> float:
+    """Seconds in which tokens reach their experts, or come back."""
+    shape, ring = layout.shape, layout.hardware.experts
+    size = tokens * (shape.latent or shape.hidden) * layout.element / layout.parallel.tp
+    size *= layout.execution.balance
+    if layout.execution.dispatch == "copies":
+        return ring.all_to_all(size * shape.experts_per_token)
+    return ring.dispatch(size, shape.experts_per_token)

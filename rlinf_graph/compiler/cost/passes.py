@@ -1,25 +1,32 @@
-"""Seconds of one forward pass, or forward and backward, over a packed micro-batch."""
+"""Seconds of one forward pass, or forward and backward, over a packed micro-batch.
+
+A roofline by class of operator: products at a share of peak that falls with their smallest
+dimension, attention at a share of its own, element-wise work at the bandwidth of memory. Messages
+are added: those that travel beside compute with the share that is waited for all the same.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+from rlinf_graph.compiler.cost.execution import BYTES
 from rlinf_graph.compiler.cost.layout import Layout
-from rlinf_graph.compiler.cost.messages import Messages, messages
+from rlinf_graph.compiler.cost.messages import messages
 from rlinf_graph.compiler.cost.operators import Operators, operators
 from rlinf_graph.compiler.cost.packed import Packed
-from rlinf_graph.compiler.cost.pass_constants import PassConstants
 
 Parts = dict[str, float]
 """Seconds by cause."""
 
 H100 = 700 / 989e12
-"""Watts by operation a second of an H100, to which `power` refers."""
+"""Watts by operation a second of an H100 in bfloat16, to which `PassConstants.power` refers."""
 
 UNFUSED = 2.0
 """Times that element-wise work moves its operands when each operation is a kernel of its own, in
-those when they are fused."""
+those when they are fused: torchtitan's published runs with and without a compiler differ by that.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,28 +35,34 @@ class Kind:
 
     Attributes:
         name: in the parts.
-        forwards: forward passes, recomputation included.
-        partial: forward passes of attention and element-wise work alone, to recompute them.
-        backwards: backward passes; of products they cost two forward passes.
+        forwards: forward passes, recomputation of all included.
+        partial: of what stands between products and of every second product, to recompute them
+            (torchtitan's selective checkpointing by operator).
+        backwards: backward passes; products and element-wise work cost two forward passes there.
     """
 
     name: str
-    forwards: float
-    partial: float
-    backwards: float
+    forwards: int
+    partial: int
+    backwards: int
 
-    @property
+    @cached_property
     def compute(self) -> float:
         """Passes over the products, in forward passes."""
-        return self.forwards + 2 * self.backwards
+        return self.forwards + 0.5 * self.partial + 2 * self.backwards
 
-    @property
-    def messages(self) -> float:
+    @cached_property
+    def moves(self) -> int:
+        """Passes over what stands between products, in forward passes."""
+        return self.forwards + self.partial + 2 * self.backwards
+
+    @cached_property
+    def messages(self) -> int:
         """Passes that exchange activations."""
         return self.forwards + self.backwards
 
-    @property
-    def gathers(self) -> float:
+    @cached_property
+    def gathers(self) -> int:
         """Gathers of sharded weights, and scatters of their gradients."""
         return 1 + 2 * self.backwards
 
@@ -67,65 +80,6 @@ def training_kind(recompute: bool | str) -> Kind:
     return RECOMPUTED if recompute else TRAINING
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """What a call asks of the hardware, whatever share of it is reached.
-
-    Attributes:
-        peak: operations a second of products in their format.
-        plain: the same in the weights' format.
-        narrow: bytes of an element of the products' format.
-        bandwidth: bytes a second of memory.
-    """
-
-    kind: Kind
-    operators: Operators
-    messages: Messages
-    peak: float
-    plain: float
-    narrow: float
-    bandwidth: float
-    density: float
-
-
-def amounts(layout: Layout, batch: Packed, kind: Kind) -> Amounts:
-    figures = dict(layout.hardware.flops)
-    plain = figures.get(layout.dtype, figures["float32"])
-    wanted = layout.execution.peak_format(layout.dtype)
-    peak = figures.get(wanted, plain)
-    narrow = 2.0
-    if peak > plain:
-        narrow = 0.5 if wanted == "float4" else 1.0
-    return Amounts(
-        kind, operators(layout, batch), messages(layout, batch), peak, plain, narrow,
-        layout.hardware.memory_bandwidth,
-        layout.hardware.power / plain / H100 if layout.hardware.power else 1.0,
-    )
-
-
-def compute_s(layout: Layout, made: Amounts, constants: PassConstants) -> float:
-    """Seconds of the device's own work."""
-    kind, work = made.kind, made.operators
-    share = constants.matmul
-    if made.narrow == 1.0:
-        share = constants.narrow
-    elif made.narrow == 0.5:
-        share = constants.narrowest
-    follow = made.density**constants.power
-    share = min(1.0, share * follow)
-    dense = work.dense * (1 + constants.half / work.width)
-    experts = work.experts * (1 + constants.half / work.rows)
-    products = (dense + experts) / (made.peak * share) + work.head / (made.plain * min(1.0, constants.matmul * follow))
-    busy = (kind.compute + 0.5 * kind.partial) * products
-    passes = kind.forwards + constants.backward * kind.backwards
-    busy += passes * work.attention / (made.plain * min(1.0, constants.attention * layout.execution.kernels * follow))
-    read = kind.compute * work.read / layout.bandwidth
-    touched = (kind.compute + kind.partial) * work.moved * constants.traffic
-    if not layout.execution.fused:
-        touched *= UNFUSED
-    return max(busy, read) + touched / layout.bandwidth
-
-
 def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Parts:
     """Seconds of one call by cause.
 
@@ -135,36 +89,71 @@ def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Part
         kind: forward, or training.
         bubble: time that the pipeline's ends wait, as a share of the time it works.
     """
-    return parts_of(layout, amounts(layout, batch, kind), bubble)
-
-
-def parts_of(layout: Layout, made: Amounts, bubble: float) -> Parts:
-    """The same of amounts that are known."""
-    kind, constants = made.kind, layout.constants.passes
-    compute = compute_s(layout, made, constants)
-    parts: Parts = {kind.name: compute}
-    sent = made.messages
-    if sent.tensor:
-        waited = constants.beside if layout.execution.tensor_beside else 1.0
-        parts["tp communication"] = kind.messages * sent.tensor * waited
-    if sent.context:
-        parts["cp communication"] = kind.messages * sent.context * constants.beside
-    if sent.experts:
-        waited = constants.beside if layout.execution.experts_beside else 1.0
-        parts["ep communication"] = kind.messages * sent.experts * waited
-    if sent.stages:
-        parts["pp communication"] = kind.messages * sent.stages * constants.beside
-    if sent.gather:
-        gathers = kind.gathers * sent.gather
-        parts["fsdp communication"] = max(gathers - compute, constants.beside * gathers)
-    stall = kind.compute * (made.operators.local * constants.stall + sent.expert_layers * constants.route)
-    launch = layout.launch_s(kind.compute)
+    work, constants = operators(layout, batch), layout.constants.passes
+    parts: Parts = {kind.name: compute_s(layout, work, kind)}
+    parts |= _message_parts(layout, batch, kind, parts[kind.name])
+    launch = layout.launch_s(kind.forwards + kind.partial + 2 * kind.backwards)
     if layout.constants.overlap:
-        launch = max(0.0, launch * (1 - layout.execution.graphs) - sum(parts.values()))
-        launch += stall * (1 - layout.execution.graphs)
+        issued = 1 - layout.execution.graphs
+        waits = work.layers * constants.route + work.local * constants.expert
+        launch = max(0.0, launch * issued - sum(parts.values())) + kind.compute * waits * issued
     parts["launch"] = launch
     if bubble:
         parts["pipeline bubble"] = bubble * sum(parts.values())
+    return parts
+
+
+def compute_s(layout: Layout, work: Operators, kind: Kind) -> float:
+    """Seconds of a device's own work: operations, or reading the weights, and element-wise work."""
+    constants, memory = layout.constants.passes, layout.hardware.memory_bandwidth
+    plain, fast, share = _rates(layout)
+    dense = work.dense * (1 + constants.half / work.width)
+    experts = work.experts * (1 + constants.half / work.rows)
+    products = (dense + experts) / fast + work.head / (plain * constants.matmul)
+    heads = max(1.0, constants.heads / layout.shape.head_dim)
+    attention = heads * work.attention / (plain * constants.attention * layout.execution.kernels)
+    passes = kind.forwards + constants.backward * kind.backwards
+    busy = (kind.compute * products + passes * attention) / share
+    moved = kind.moves * constants.traffic * work.moved
+    if not layout.execution.fused:
+        moved *= UNFUSED
+    bandwidth = memory * constants.bandwidth
+    return max(busy, kind.compute * work.read / bandwidth) + moved / bandwidth
+
+
+def _rates(layout: Layout) -> tuple[float, float, float]:
+    """Peak in the weights' format, what the layers' products reach of theirs, and a share of both.
+
+    The share is what the power of a device allows: products at peak draw more than newer devices
+    may, the more so the fewer watts there are for an operation.
+    """
+    constants, hardware = layout.constants.passes, layout.hardware
+    figures = dict(hardware.flops)
+    plain = figures.get(layout.dtype, figures["float32"])
+    wanted = layout.execution.product_format
+    peak, reached = figures.get(wanted, plain), constants.matmul
+    if wanted in BYTES and peak > plain:
+        reached = constants.narrowest if BYTES[wanted] < 1 else constants.narrow
+    share = 1.0
+    if hardware.power:
+        share = min(1.0, hardware.power / plain / H100) ** constants.power
+    return plain, peak * reached, share
+
+
+def _message_parts(layout: Layout, batch: Packed, kind: Kind, compute: float) -> Parts:
+    """What is waited for of the messages of a call."""
+    sent, beside = messages(layout, batch), layout.constants.passes.beside
+    execution, passes = layout.execution, kind.messages
+    waited = {
+        "tp communication": passes * sent.tensor * (beside if execution.tensor_beside else 1),
+        "cp communication": passes * sent.context * beside,
+        "ep communication": passes * sent.experts * (beside if execution.experts_beside else 1),
+        "pp communication": passes * sent.stages * beside,
+    }
+    parts = {cause: seconds for cause, seconds in waited.items() if seconds}
+    if sent.gather:
+        gathers = kind.gathers * sent.gather
+        parts["fsdp communication"] = max(gathers - compute, beside * gathers)
     return parts
 
 

@@ -71,22 +71,24 @@ def optimizer_step(layout: Layout) -> Parts:
     AdamW reads and writes weights, both moments and, in mixed precision, the master copy, and
     reads the gradient, which the norm for clipping reads once more.
     """
-    parallel = layout.parallel
+    parallel, constants = layout.parallel, layout.constants.passes
     weights = layout.held_weights
     if parallel.shard == "optimizer":
         weights /= parallel.dp * parallel.cp
-    state = optimizer_bytes(layout)
-    touched = weights * 2 * (layout.element + state + gradient_bytes(layout))
-    parts: Parts = {"optimizer": touched / layout.bandwidth + layout.launch_s()}
+    touched = weights * 2 * (layout.element + optimizer_bytes(layout) + gradient_bytes(layout))
+    seconds = touched / (layout.hardware.memory_bandwidth * constants.bandwidth)
+    parts: Parts = {"optimizer": seconds + layout.launch_s()}
     if parallel.dp * parallel.cp > 1 and not layout.sharded:
-        parts["gradient all-reduce"] = _gradient_s(layout)
+        parts["gradient all-reduce"] = _gradient_s(layout) * constants.beside
     return parts
 
 
 def _gradient_s(layout: Layout) -> float:
-    """Seconds to add up gradients over replicas that are waited for.
+    """Seconds to add up gradients over replicas, of which experts that are spread have fewer.
 
-    Experts that are spread over ranks have fewer replicas.
+    With shards of the optimizer's states it is a reduce-scatter, and an all-gather of new weights
+    (Rajbhandari et al. 2020, ZeRO, section 7.1), and takes as long. Buckets leave while the last
+    micro-batch is still at work.
     """
     parallel, hardware, size = layout.parallel, layout.hardware, gradient_bytes(layout)
     experts = 0.0
@@ -95,7 +97,7 @@ def _gradient_s(layout: Layout) -> float:
     seconds = hardware.data.all_reduce((layout.replica_weights - experts) * size)
     if experts and hardware.replicas.size > 1:
         seconds += hardware.replicas.all_reduce(experts * size)
-    return seconds * (layout.constants.passes.beside if layout.constants.overlap else 1.0)
+    return seconds
 
 
 def gradient_bytes(layout: Layout) -> int:
