@@ -1,179 +1,239 @@
-"""Published training throughput: tokens a second of a device, with whole iterations of passes."""
+"""Published training throughput: tokens a second of a device, from whole optimizer steps.
+
+Where a row prints TFLOP/s alone, tokens follow from the operations of three forward passes with
+causal attention: those of Megatron's tables, whose two columns agree with it within 1 % for models
+without further predicted tokens.
+"""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
+from rlinf_graph.compiler.cost import memory
 from rlinf_graph.compiler.cost.constants import CONSTANTS
-from rlinf_graph.compiler.cost.execution import Execution
-from rlinf_graph.compiler.cost.layout import Layout, hardware_of
+from rlinf_graph.compiler.cost.layout import Layout, hardware_of, refusal
 from rlinf_graph.compiler.cost.pass_constants import PassConstants
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.training import train_parts
-from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Lengths, Train
+from validation.devices import cluster_of, device_named
 from validation.fitting import Case
 from validation.kind import Kind
-from validation.rows import DATA, LeftOut, Row, canonical, shape_named
+from validation.rows import LeftOut, Row, canonical, shape_named, without_shape
+from validation.training_recipes import Recipe, recipe_of
 
-PRECISIONS = {
-    "": "",
-    "BF16": "",
-    "MXFP8": "mxfp8",
-    "FP8-MX": "mxfp8",
-    "NVFP4": "nvfp4",
-}
+LENGTH = 8192
+"""Tokens of a sequence where a row has none: torchtitan's setting, as the rows' notes say."""
+
+SHARED = ("n_gpus", "gbs", "mbs", "seq_len", "tp", "pp", "cp", "vp", "ep")
+ENGINE = "megatron"
 
 
 @dataclass(frozen=True)
 class Run:
+    """What a row's prediction is made of.
+
+    Attributes:
+        layout: with any constants.
+        work: of one optimizer step.
+        tokens: of that step, for each device.
+    """
+
     layout: Layout
     work: Train
-    tokens: float  # of a step, of one device
-    convention: float = 1.0
+    tokens: float
 
 
-POWER = {
-    "A100": 400,
-    "H100": 700,
-    "H200": 700,
-    "H100-96GB-HBM2e": 500,
-    "B200": 1000,
-    "GB200": 1200,
-    "B300": 1100,
-    "GB300": 1400,
-}
+@dataclass(frozen=True)
+class Step:
+    """Sizes of one optimizer step.
+
+    Attributes:
+        devices: of the run.
+        batch: sequences of a step, on all devices.
+        length: tokens of each.
+    """
+
+    devices: int
+    batch: int
+    length: int
 
 
-def as_published(kind, parts):
-    return parts
-
-
-def predict(case: Case, passes: PassConstants) -> float:
-    run = case.payload
-    layout = replace(run.layout, constants=replace(run.layout.constants, passes=passes))
-    seconds = sum(train_parts(layout, run.work, as_published).values())
-    return run.tokens / seconds * run.convention
-
-
-@lru_cache
-def _known():
-    t = tomllib.loads((DATA / "model_aliases.toml").read_text())
-    return (
-        {s.lower(): n for n, o in t["models"].items() for s in (n, *o)},
-        t["unknown"],
-        {s.lower(): n for n, o in t["devices"].items() for s in (n, *o)},
-    )
-
-
-@lru_cache
-def _recipes():
-    return tomllib.loads((DATA / "training_recipes.toml").read_text())["recipe"]
-
-
-def container(row):
-    m = re.search(r"(\d\d\.\d\d(?:\.\d\d)?) NeMo Container", row.text("notes"))
-    return m[1] if m else ""
-
-
-def cases(rows: Sequence[Row]):
-    made, out = [], []
+def cases(rows: Sequence[Row]) -> tuple[list[Case], list[LeftOut]]:
+    """The rows that can be predicted, and why others cannot."""
+    made: list[Case] = []
+    left_out: list[LeftOut] = []
     for row in rows:
-        if row.doubtful:
-            out.append(LeftOut(row, "CHECK"))
-            continue
-        try:
-            made.append(case_of(row))
-        except ValueError as e:
-            out.append(LeftOut(row, str(e)))
-    return made, out
+        whole, taken = _completed(row, rows)
+        reason = _lacking(whole)
+        if reason:
+            left_out.append(LeftOut(row, reason))
+        else:
+            made.append(_case(whole, taken))
+    return made, left_out
 
 
-def case_of(row):
-    al, unknown, devices = _known()
-    spelled = row.text("model")
-    if spelled in unknown or spelled.lower() not in al:
-        raise ValueError("unknown model")
-    name = al[spelled.lower()]
-    from rlinf_graph.compiler.cost.lookup import known_models
+def predict(case: Case, constants: PassConstants) -> float:
+    """Tokens a second of a device."""
+    run: Run = case.payload
+    layout = replace(run.layout, constants=replace(run.layout.constants, passes=constants))
+    return run.tokens / sum(train_parts(layout, run.work, lambda _kind, parts: parts).values())
 
-    shape = known_models()[name]
-    device = devices[row.text("gpu").lower()]
+
+def _completed(row: Row, rows: Sequence[Row]) -> tuple[Row, list[str]]:
+    """A row with TFLOP/s alone, with sizes and layout of the first of its model and device."""
+    if row.number("n_gpus") is not None or row.number("tflops_gpu") is None:
+        return row, []
+    for other in rows:
+        same = canonical(other.text("model")) == canonical(row.text("model"))
+        if same and other.text("gpu") == row.text("gpu") and other.number("n_gpus"):
+            sizes = {column: other.text(column) for column in SHARED}
+            return replace(row, fields={**row.fields, **sizes}), [f"sizes of {other.name}"]
+    return row, []
+
+
+def _lacking(row: Row) -> str | None:
+    """Why a row cannot be predicted; None where it can."""
+    if row.text("kind") == "moe-layer":
+        return "a single layer, whose tokens are not published"
+    if unknown := without_shape(row.text("model")):
+        return unknown
+    if row.doubtful:
+        return "marked CHECK"
+    if device_named(row.text("gpu")) is None:
+        return f"unknown device {row.text('gpu')}"
     if row.text("kind") != "pretrain":
-        raise ValueError("sft")
-    if not row.number("tok_s_gpu"):
-        raise ValueError("no tok_s")
-    assumed = []
-    n = row.whole("n_gpus")
-    seq = int(row.number("seq_len") or 8192)
-    tp, pp, cp, vp, ep = (row.whole(k) for k in ("tp", "pp", "cp", "vp", "ep"))
-    dp = n // (tp * pp * cp)
-    mbs = row.whole("mbs")
-    gbs = int(row.number("gbs") or mbs * dp)
-    titan = row.text("file").startswith("benchmarks/")
-    shard = "fsdp" if row.whole("fsdp", 0) > 1 or titan else "optimizer"
-    if ep > 1:
-        ep = max(1, ep // tp)
-    prec = row.text("precision")
-    product = PRECISIONS.get(prec, "float8")
-    notes = row.text("notes")
-    rec = True if "full AC" in notes else "selective" if titan or "SAC" in notes else False
-    graphs = 0.0
-    eb = fe = False
-    cop = "once"
-    c = container(row)
-    for r in _recipes():
-        if r["source"] != row.text("source"):
-            continue
-        if (
-            name not in r.get("models", [name])
-            or device not in r.get("devices", [device])
-            or product not in r.get("formats", [product])
-        ):
-            continue
-        if c < r.get("since", "") or (r.get("until") and c > r["until"]):
-            continue
-        if pp not in r.get("stages", [pp]) or (r.get("dropped") and "tokendrop" not in spelled):
-            continue
-        eb = r.get("experts_beside", eb)
-        fe = r.get("fused_experts", fe)
-        cop = r.get("dispatch", cop)
-        graphs = r.get("graphs", graphs)
-        rec = r.get("recompute", rec)
-    if name == "deepseek-ai/DeepSeek-V3" and "w/o" not in spelled:
-        shape = replace(shape, layers=shape.layers + 1, vocab=2 * shape.vocab)  # MTP
-    if "Super" in name:
-        shape = replace(shape, layers=shape.layers + 1, vocab=2 * shape.vocab)
-    fused = not (titan and "compile" not in notes)
-    ex = Execution(
-        product=product,
-        graphs=graphs,
-        fused=fused,
-        tensor_beside=not titan or "async TP" in notes,
-        experts_beside=eb,
-        fused_experts=fe,
-        dispatch=cop,
-        kernels=0.47 if titan else 1.0,
-    )
-    parallel = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, vp=vp, shard=shard)
-    cluster = load_cluster(f"{n}x{device}")
-    hw = hardware_of(cluster, range(n), parallel)
-    plan = NodePlan(parallel=parallel, engine="megatron", micro_batch=mbs, recompute=rec)
-    layout = Layout(shape, "lm", "bfloat16", hw, plan, CONSTANTS["gpu"], ex)
-    work = Train(gbs, Lengths.fixed(seq, "published"), 1, 1)
+        return "lengths of samples are not published, only their limit"
+    if row.number("n_gpus") is None:
+        return "no number of devices"
+    return None if _measured(row) else "no throughput"
+
+
+def _measured(row: Row) -> float | None:
+    """Tokens a second of a device."""
+    if direct := row.number("tok_s_gpu"):
+        return direct
+    shape, device = shape_named(row.text("model")), device_named(row.text("gpu"))
+    if shape is None or device is None:
+        return None
+    rate = (row.number("tflops_gpu") or 0.0) * 1e12
+    rate = rate or (row.number("mfu") or 0.0) * device.device.peak("bfloat16")
+    length = row.number("seq_len") or LENGTH
+    return rate / (3 * shape.forward_flops(1.0, length, 1.0, "lm")) or None
+
+
+def _case(row: Row, taken: list[str]) -> Case:
+    recipe, assumed = recipe_of(row), list(taken)
+    shape = shape_named(row.text("model"))
+    if shape is None:
+        raise KeyError(row.name)
+    if recipe.predicted:
+        more = recipe.predicted
+        shape = replace(shape, layers=shape.layers + more, vocab=shape.vocab * (1 + more))
+        assumed.append("a further token predicted, with a layer and a head of its own")
+    if row.number("tok_s_gpu") is None:
+        assumed.append("tokens from TFLOP/s by three forward passes with causal attention")
+    if row.number("seq_len") is None:
+        assumed.append(f"sequences of {LENGTH}")
+    settings, step, chosen = _settings(row, shape, recipe)
     return Case(
-        row,
-        name,
-        f"{device} x{n} {product or 'bf16'} tp{tp} pp{pp} cp{cp} vp{vp} ep{ep} mbs{mbs} gbs{gbs} s{seq} g{graphs}{'x' if eb else ''}{'f' if fe else ''}{cop[0]} r{rec}",
-        row.number("tok_s_gpu"),
-        Run(layout, work, gbs * seq / n),
+        row=row,
+        model=canonical(row.text("model")),
+        what=_words(row, settings, step, recipe),
+        measured=_measured(row) or 0.0,
+        payload=_run(row, shape, settings, step, recipe),
+        assumed=(*assumed, *chosen),
     )
+
+
+def _settings(row: Row, shape: ModelShape, recipe: Recipe) -> tuple[NodePlan, Step, list[str]]:
+    """Layout and step of a row; the compiler's choice where it prints no layout."""
+    devices = row.whole("n_gpus")
+    tp, pp, cp = (row.whole(axis) for axis in ("tp", "pp", "cp"))
+    dp = devices // (tp * pp * cp)
+    micro = row.whole("mbs")
+    step = Step(devices, row.whole("gbs", micro * dp), row.whole("seq_len", LENGTH))
+    if row.number("tp") is None and row.number("fsdp") is None:
+        found = _fastest(row, shape, step, recipe)
+        recomputed = ", recomputed" if found.recompute else ""
+        return found, step, [f"{found.parallel}, by 1{recomputed}: the fastest that fits"]
+    parallel = Parallel(
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        vp=row.whole("vp"),
+        # Megatron spreads experts over tensor ranks too; here those have a part of each expert.
+        ep=max(1, row.whole("ep") // tp),
+        shard="fsdp" if recipe.sharded else "optimizer",
+    )
+    return _plan(parallel, micro, recipe.recompute), step, []
+
+
+def _fastest(row: Row, shape: ModelShape, step: Step, recipe: Recipe) -> NodePlan:
+    """The settings that take least time with the shipped constants, of those that fit."""
+    seconds: dict[NodePlan, float] = {}
+    for parallel in _parallels(shape, step):
+        for recompute in (False, True):
+            plan = _plan(parallel, 1, recompute)
+            run = _run(row, shape, plan, step, recipe)
+            if not refusal(shape, run.work, step.devices, plan) and _fits(run):
+                parts = train_parts(run.layout, run.work, lambda _kind, parts: parts)
+                seconds[plan] = sum(parts.values())
+    return min(seconds, key=lambda plan: seconds[plan])
+
+
+def _fits(run: Run) -> bool:
+    held = sum(memory.resident(run.layout, trained=True).values())
+    held += sum(memory.pass_working(run.layout, run.work).values())
+    return held < run.layout.hardware.memory
+
+
+def _parallels(shape: ModelShape, step: Step) -> Iterator[Parallel]:
+    for tp in (1, 2, 4, 8):
+        for pp in (n for n in range(1, shape.layers + 1) if shape.layers % n == 0):
+            dp, rest = divmod(step.devices, tp * pp)
+            if dp and not rest and step.batch % dp == 0:
+                for vp in (n for n in (1, 2, 3, 4, 6) if shape.layers % (pp * n) == 0):
+                    if vp == 1 or pp > 1:
+                        yield Parallel(dp=dp, tp=tp, pp=pp, vp=vp, shard="optimizer")
+
+
+def _plan(parallel: Parallel, micro: int, recompute: Any) -> NodePlan:
+    return NodePlan(parallel=parallel, engine=ENGINE, micro_batch=micro, recompute=recompute)
+
+
+def _run(row: Row, shape: ModelShape, settings: NodePlan, step: Step, recipe: Recipe) -> Run:
+    layout = Layout(
+        shape=shape,
+        head="lm",
+        dtype="bfloat16",
+        hardware=_hardware(row.text("gpu"), step.devices, settings.parallel),
+        settings=settings,
+        constants=CONSTANTS["gpu"],
+        execution=recipe.execution,
+    )
+    work = Train(step.batch, Lengths.fixed(step.length, "declared"), 1, 1)
+    return Run(layout, work, step.batch * step.length / step.devices)
+
+
+@cache
+def _hardware(spelled: str, devices: int, parallel: Parallel) -> Any:
+    return hardware_of(cluster_of(spelled, devices), range(devices), parallel)
+
+
+def _words(row: Row, settings: NodePlan, step: Step, recipe: Recipe) -> str:
+    """Devices, layout and sizes in a few words."""
+    parallel = settings.parallel
+    experts = f" ep {parallel.ep}" if parallel.ep > 1 else ""
+    sizes = f"{step.batch} x {step.length} by {settings.micro_batch}"
+    product = recipe.execution.product or "bfloat16"
+    name = row.text("gpu").split(" ")[0]
+    return f"{step.devices} {name} {parallel}{experts}, {sizes}, {product}"
 
 
 KIND = Kind("training", "tokens/s/GPU", CONSTANTS["gpu"].passes, cases, predict)

@@ -4,8 +4,8 @@ Within a machine, an all-gather or reduce-scatter moves (n - 1)/n of the whole t
 (Patarasuk and Yuan 2009), with the latency of a tree. Across machines it takes the faster of two
 ways. A ring runs over as many network links as a machine has members, so that its speed is that of
 the slower of one link inside and all between, but its latency grows with its members. In stages,
-each device gathers from its peers in other machines, and then from its own machine (Jia et al. 2018,
-section 3.2): the two do not overlap, but their latencies are those of trees.
+each device gathers from its peers in other machines, then from its own (Jia et al. 2018, section
+3.2): the two do not overlap, but their latencies are those of trees.
 """
 
 from __future__ import annotations
