@@ -53,6 +53,7 @@ class ModelShape:
             that of `shared_experts`.
         shared_gate: whether a number for each token weighs the shared expert.
         latent: width to which a token is projected for its experts (LatentMoE); 0 without.
+        expert_bias: whether the products of experts have biases.
         output_gate: whether attention's output is gated by a second query projection.
         post_norms: whether each part has a norm behind it too.
         other_vectors: further weights that no product uses: biases, positions, sinks.
@@ -88,6 +89,7 @@ class ModelShape:
     shared_intermediate: int = 0
     shared_gate: bool = False
     latent: int = 0
+    expert_bias: bool = False
     output_gate: bool = False
     post_norms: bool = False
     other_vectors: int = 0
