@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlinf_graph.compiler.cost.constants import (
+    GRACE,
     Constants,
     EngineTraits,
     engine_traits,
@@ -51,6 +52,7 @@ class Hardware:
         data: the devices that hold the same part of the model: data and context ranks.
         experts: the devices that hold a replica's experts together.
         stages: two neighbours of a pipeline.
+        grace: whether the processors of a machine are Grace.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Hardware:
     data: Ring
     experts: Ring
     stages: Ring
+    grace: bool
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -83,6 +86,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         data=ring(cluster, devices[:stage:tp]),
         experts=ring(cluster, devices[: model * parallel.ep : model]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
+        grace=any(device.name in GRACE for device in types),
     )
 
 
