@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlinf_graph.compiler.cost.constants import (
+    GRACE,
     Constants,
     EngineTraits,
 )
@@ -53,6 +54,7 @@ class Hardware:
         stages: two neighbours of a pipeline.
         replicas: the devices that hold the same experts.
         power: watts of a device; 0 where one's are not known.
+        grace: whether the processors of a machine are Grace.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Hardware:
     stages: Ring
     replicas: Ring
     power: float = 0.0
+    grace: bool = False
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -90,6 +93,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         stages=ring(cluster, devices[: stage + 1 : stage]),
         replicas=ring(cluster, devices[: stage : tp * parallel.ep]) if parallel.ep > 1 else data,
         power=min(device.power for device in types),
+        grace=any(device.name in GRACE for device in types),
     )
 
 
@@ -181,9 +185,7 @@ class Layout:
 
     def launch_s(self, passes: float = 1.0) -> float:
         """Host seconds to issue the layers of a stage `passes` times."""
-        shape, traits = self.shape, self.traits
-        layers = traits.layer_s * shape.launches * shape.layers
-        return passes * (layers + traits.expert_layer_s * shape.expert_layers) * self.stage
+        return passes * self.traits.layer_s * self.shape.launches * self.shape.layers * self.stage
 
 
 def refusal(shape: ModelShape, work: Work, devices: int, settings: NodePlan) -> str | None:
