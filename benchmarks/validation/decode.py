@@ -15,6 +15,7 @@ from functools import cache
 
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
+from rlinf_graph.compiler.cost.iteration_constants import ALONE
 from rlinf_graph.compiler.cost.layout import Hardware, Layout, hardware_of
 from rlinf_graph.compiler.cost.rollout import PREFILL, Rollout
 from rlinf_graph.compiler.cost.served import FORMATS, Formats
@@ -80,7 +81,7 @@ class Served:
 def predict(case: Case, constants: DecodeConstants) -> float:
     """Response tokens a second of all devices of a case."""
     served: Served = case.payload
-    known = replace(served.layout.constants, decoding=constants)
+    known = replace(served.layout.constants, decoding=constants, iteration=ALONE)
     layout = replace(served.layout, constants=known)
     parts = Rollout(layout, served.work, formats=served.formats, tokens=served.tokens).parts()
     seconds = sum(parts.values()) - (parts[PREFILL] if served.steady else 0.0)

@@ -193,8 +193,14 @@ def _degree(row: Row, column: str, recipe: Row | None, other: str) -> int:
     return int(row.number(column) or (recipe.number(other) if recipe else None) or 0)
 
 
-def _given_sampling(degrees: Mapping[str, int], devices: int) -> NodePlan:
+def _given_sampling(
+    degrees: Mapping[str, int], iteration: Iteration, shape: ModelShape
+) -> NodePlan:
+    """Without a degree, the least that leaves half of the memory to the cache."""
+    devices, memory = len(iteration.sampler), iteration.cluster.groups[0].device.memory
     tp, pp = (max(1, degrees[axis]) for axis in ("tp", "pp"))
+    while not degrees["tp"] and 2 * shape.parameters() / (tp * pp) > memory / 2:
+        tp *= 2
     return NodePlan(engine="vllm", parallel=Parallel(tp=tp, pp=pp, dp=devices // (tp * pp)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost.decode_constants import PLAIN_ROOFLINE, DecodeConstants
-from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
+from rlinf_graph.compiler.cost.iteration_constants import ALONE, IterationConstants
 from rlinf_graph.compiler.cost.pass_constants import CPU, PassConstants
 from rlinf_graph.compiler.cost.uncertainty import Widths
 
@@ -167,7 +167,7 @@ CONSTANTS = {
     "cpu": Constants(
         passes=CPU,
         decoding=replace(PLAIN_ROOFLINE, bandwidth=0.5, matmul=0.75),
-        iteration=IterationConstants(matrix_s=0.0, wake_s=0.0),
+        iteration=ALONE,
         host_link=1.0,
         overlap=False,
         process=0.4e9,

@@ -148,6 +148,11 @@ class Layout:
         return self.hardware.memory_bandwidth * self.constants.decoding.bandwidth
 
     @cached_property
+    def host(self) -> float:
+        """Host time on this machine, by that on x86."""
+        return self.constants.decoding.grace if self.hardware.grace else 1.0
+
+    @cached_property
     def stage(self) -> float:
         """Share of the layers that the largest pipeline stage has."""
         return math.ceil(self.shape.layers / self.parallel.pp) / self.shape.layers

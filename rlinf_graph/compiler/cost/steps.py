@@ -244,19 +244,14 @@ class Steps:
         )
 
     @cached_property
-    def _host(self) -> float:
-        """Host seconds here by those on x86."""
-        return self.constants.grace if self.layout.hardware.grace else 1.0
-
-    @cached_property
     def _sequence(self) -> float:
-        return self._host * self.constants.sequence if self.layout.traits.graphs else 0.0
+        return self.layout.host * self.constants.sequence if self.layout.traits.graphs else 0.0
 
     def _launches(self, tokens: Array) -> Array:
         """Host seconds to issue the layers: those of steps that only decode may be one graph."""
         if self.layout.traits.graphs:
-            return self._host * self.constants.launch * self._layers * (tokens > 0)
-        return np.full_like(tokens, self._host * self.layout.traits.layer_s * self._layers)
+            return self.layout.host * self.constants.launch * self._layers * (tokens > 0)
+        return np.full_like(tokens, self.layout.host * self.layout.traits.layer_s * self._layers)
 
     def _talk(self, rows: Array) -> Array:
         """Communication of one turn through a stage."""
