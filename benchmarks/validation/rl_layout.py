@@ -68,6 +68,7 @@ def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
         and recipe.whole("nodes") * recipe.whole("gpus_per_node") == devices
         and (recipe.text("async_") == "True") == ("async" in row.text("mode"))
         and recipe.whole("gpus_per_node") == machine
+        and row.number("max_len") in (None, recipe.number("max_len"))
     ]
     same = [r for r in found if ("fp8" in r.text("recipe")) == ("G-FP8" in row.text("notes"))]
     named = [r for r in same if r.text("recipe").startswith(row.text("algo").lower())]
@@ -168,7 +169,7 @@ def _layouts(
     sampled = {axis: _degree(row, f"gen_{axis}", recipe, f"gen_{axis}") for axis in ("tp", "pp")}
     trained = {axis: _degree(row, f"train_{axis}", recipe, f"t_{axis}") for axis in AXES}
     made = (
-        _given_sampling(sampled, len(iteration.sampler)),
+        _given_sampling(sampled, iteration, shape),
         _given_training(
             trained, len(iteration.trainer), shape, recompute=_of(recipe, "act_ckpt") != "False"
         ),

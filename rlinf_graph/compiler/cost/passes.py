@@ -101,7 +101,8 @@ def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Part
     parts["launch"] = launch
     if bubble:
         parts["pipeline bubble"] = bubble * sum(parts.values())
-    return scaled(parts, layout.constants.iteration.trainer)
+    # What RL adds is work of the host: packing, losses that are not fused, no graphs.
+    return scaled(parts, 1 + (layout.constants.iteration.trainer - 1) * layout.host)
 
 
 def compute_s(layout: Layout, work: Operators, kind: Kind) -> float:

@@ -109,7 +109,7 @@ class Steps:
             waits = self._blended(device, host) - device
         else:
             waits = host
-        return Seconds(busy, talk, host, waits + layout.traits.step_s)
+        return Seconds(busy, talk, host, waits + layout.host * layout.traits.step_s)
 
     def _blended(self, one: Array, other: Array) -> Array:
         power = self.constants.blend
