@@ -92,7 +92,7 @@ def operators(layout: Layout, batch: Packed) -> Operators:
 @lru_cache(maxsize=256)
 def narrowest(shape: ModelShape) -> float:
     """The smallest of the widths of the residual stream, of queries and of the feed-forward."""
-    return float(min(shape.hidden, shape.intermediate or shape.hidden, shape.query_width))
+    return float(min(w for w in (shape.hidden, shape.intermediate, shape.query_width) if w))
 
 
 @lru_cache(maxsize=256)

@@ -112,7 +112,7 @@ def compute_s(layout: Layout, work: Operators, kind: Kind) -> float:
     dense = work.dense * (1 + constants.half / work.width)
     experts = work.experts * (1 + constants.half / work.rows)
     products = (dense + experts) / fast + work.head / (plain * constants.matmul)
-    heads = max(1.0, constants.heads / layout.shape.head_dim)
+    heads = max(1.0, constants.heads / max(1, layout.shape.head_dim))
     attention = heads * work.attention / (plain * constants.attention * layout.execution.kernels)
     passes = kind.forwards + constants.backward * kind.backwards
     busy = (kind.compute * products + passes * attention) / share
