@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from rlinf_graph.compiler.explain.columns import (
     align,
     branches,
+    cost_from,
     devices_text,
-    origin,
+    legend_of,
     remark,
 )
 from rlinf_graph.compiler.explain.difference import lane_lines, verdict
@@ -18,7 +19,7 @@ from rlinf_graph.compiler.explain.paint import SWITCH, WEIGHTS, paint, symbols
 from rlinf_graph.compiler.explain.reasons import brief_names
 from rlinf_graph.compiler.explain.report import Lane, Report, Row
 from rlinf_graph.compiler.explain.steady import FOLD
-from rlinf_graph.compiler.explain.text import assumption_lines, profile_legend
+from rlinf_graph.compiler.explain.text import assumption_lines
 from rlinf_graph.compiler.explain.units import Clock, percent, rate
 
 UNEVEN = 1.5
@@ -30,6 +31,10 @@ WORTH = 0.05
 MOST_SLOW = 3
 OFF = 1.25
 """A node that takes this many times its estimate is shown in color."""
+
+
+OUTSIDE = "!"
+"""Behind the ratio of a node that was measured outside the interval of its estimate."""
 
 
 def render_analysis(report: Report, width: int = 100, color: bool = False) -> str:
@@ -87,7 +92,7 @@ def _table(report: Report, run: Run, clock: Clock, width: int, color: bool) -> I
     head = ["#", "node", "devices", f"first..last {unit}", f"estimated {unit}", f"measured {unit}",
             "ratio", "cost from"]  # fmt: skip
     cells = [head, *(_cells(report, row, run, clock) for row in report.rows)]
-    first, *lines = align(cells, left=(1, 2), shrink=1, width=width)
+    first, *lines = align(cells, left=(1, 2, 7), shrink=1, width=width)
     yield colored(first, BOLD, color)
     for row, line in zip(report.rows, lines, strict=True):
         yield colored(line, tone := _tone(row, run), color and bool(tone))
@@ -101,6 +106,7 @@ def _cells(report: Report, row: Row, run: Run, clock: Clock) -> list[str]:
     if found is not None:
         measured = clock.number(found.busy.median) + "*" * found.warming
         ratio = f"{found.ratio:.2f}" if found.ratio is not None else "-"
+        ratio += OUTSIDE * _outside(row)
         span = "boundary"
         if found.first_s is not None and found.last_s is not None:
             span = f"{clock.number(found.first_s)}..{clock.number(found.last_s)}"
@@ -109,7 +115,13 @@ def _cells(report: Report, row: Row, run: Run, clock: Clock) -> list[str]:
     elif row.folded:
         estimated, measured = "(<1%)", "-"
     return [str(row.number), name, devices_text(report, row), span, estimated, measured, ratio,
-            origin(row.origin)]  # fmt: skip
+            cost_from(row)]  # fmt: skip
+
+
+def _outside(row: Row) -> bool:
+    """Whether a row has been measured, and not within its interval."""
+    found = row.measured
+    return found is not None and found.inside is False and not found.warming
 
 
 def _tone(row: Row, run: Run) -> str:
@@ -132,9 +144,11 @@ def _below_table(report: Report, run: Run, clock: Clock, width: int) -> Iterator
     ]
     if any(row.measured and row.measured.warming for row in report.rows):
         legend.append("*: ran in the first iteration only")
+    if any(map(_outside, report.rows)):
+        legend.append(f"{OUTSIDE}: not within ±")
     if any(row.measured is None for row in report.rows):
         legend.append("-: did not run")
-    yield from wrapped([*legend, *profile_legend(report)], width)
+    yield from wrapped([*legend, *legend_of(report)], width)
 
 
 def _uneven(found: Measured, run: Run, clock: Clock) -> str:
