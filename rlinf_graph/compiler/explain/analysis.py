@@ -88,9 +88,8 @@ def _head(report: Report, run: Run, clock: Clock, color: bool) -> Iterator[str]:
 
 
 def _table(report: Report, run: Run, clock: Clock, width: int, color: bool) -> Iterator[str]:
-    unit = clock.unit
-    head = ["#", "node", "devices", f"first..last {unit}", f"estimated {unit}", f"measured {unit}",
-            "ratio", "cost from"]  # fmt: skip
+    head = ["#", "node", "devices", f"first..last {clock.unit}", "estimated", "measured", "ratio",
+            "cost from"]  # fmt: skip
     cells = [head, *(_cells(report, row, run, clock) for row in report.rows)]
     first, *lines = align(cells, left=(1, 2, 7), shrink=1, width=width)
     yield colored(first, BOLD, color)
@@ -137,7 +136,7 @@ def _below_table(report: Report, run: Run, clock: Clock, width: int) -> Iterator
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
     count = run.iterations - (run.warm_up_s is not None)
     legend = [
-        "estimated, measured: how long a device is busy with a node in an iteration",
+        f"estimated, measured: {clock.unit} of an iteration in which a device is busy with a node",
         f"measured: the median of {count:,}" if count > 1 else "measured: in one",
         *[f"in brackets: {run.period.span}"] * (count > 1),
         "first..last: measured, from beginning to end of a node's work for one iteration",
@@ -145,7 +144,7 @@ def _below_table(report: Report, run: Run, clock: Clock, width: int) -> Iterator
     if any(row.measured and row.measured.warming for row in report.rows):
         legend.append("*: ran in the first iteration only")
     if any(map(_outside, report.rows)):
-        legend.append(f"{OUTSIDE}: not within ±")
+        legend.append(f"{OUTSIDE}: off by more than ±")
     if any(row.measured is None for row in report.rows):
         legend.append("-: did not run")
     yield from wrapped([*legend, *legend_of(report)], width)

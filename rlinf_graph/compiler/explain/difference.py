@@ -31,11 +31,11 @@ def verdict(report: Report, run: Run, clock: Clock, width: int) -> Iterator[str]
     else:
         head = "slower" if more > 0 else "faster"
         text = f"by {clock.text(abs(more))} than estimated"
-        where = "within" if run.inside else "outside"
-        text += f", {where} the interval of {clock.between(report.interval)}"
         mean = run.period.mean - report.seconds
         if abs(mean - more) >= NEAR * report.seconds:
             text += f", in the mean by {_signed(mean, clock)}"
+        where = "within" if run.inside else "outside"
+        text += f", {where} its 80% interval ({clock.between(report.interval)})"
     changes = [
         (change, f"{_name(part)} {_signed(change, clock)}")
         for part in lane.parts

@@ -29,10 +29,12 @@ def iteration_width(steady: Steady, bottleneck: Bottleneck) -> float:
 
     Seconds on the bottleneck (the busiest lane, or the chain where latency decides) count with the
     width of a measured node, all others with that of iterations in closed form, each by its share.
-    The result is no less than what the bottleneck's longest node has by the same rule.
+    The result is no less than the width of the bottleneck's longest node, by the same rule.
     """
     closed, parts = widths_of(steady).iteration, parts_of(steady, bottleneck)
-    return max(_joined(parts, closed), min(closed, _joined(_longest(parts), closed)))
+    longest = _longest(parts)
+    own = _measured(steady, longest) if longest else None
+    return max(_joined(parts, closed), min(closed, own or closed))
 
 
 def compared_width(steady: Steady, bottleneck: Bottleneck) -> float:
@@ -83,10 +85,9 @@ def _joined(parts: Sequence[Part], closed: float) -> float:
     return together(known) if sum(p.seconds for p in parts) > 0 else closed
 
 
-def _longest(parts: Sequence[Part]) -> list[Part]:
-    """The parts of the node that takes most of the seconds."""
+def _longest(parts: Sequence[Part]) -> str | None:
+    """The node that takes most of the seconds."""
     totals: dict[str, float] = {}
     for part in parts:
         totals[part.node] = totals.get(part.node, 0.0) + part.seconds
-    longest = max(totals, key=lambda name: totals[name], default=None)
-    return [part for part in parts if part.node == longest]
+    return max(totals, key=lambda name: totals[name], default=None)

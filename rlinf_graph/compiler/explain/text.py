@@ -175,7 +175,7 @@ def _rejected(report: Report, words: Words, width: int) -> Iterator[str]:
         head = ["rejected (best simulated of each kind)", words.clock.unit, "vs best", "why"]
         cells = [head, *(_alternative(report, other, words) for other in shown)]
         if ties := any(TIE in row[2] for row in cells):
-            cells = [[*row[:2], _aligned(row[2]), row[3]] for row in cells]
+            cells = [head, *([*row[:2], _aligned(row[2]), row[3]] for row in cells[1:])]
         *_, last = zip(*cells, strict=True)
         first = align([row[:3] for row in cells], left=(0,), shrink=0, width=width)
         margin = max(len(line) for line in first) + 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -185,12 +185,13 @@ class Bench:
         plan: Plan | None = None,
         scale: float = 1.0,
         widths: Widths = WIDTHS,
+        pins: Mapping[str, str] | None = None,
     ) -> Compiled:
         checked = run_passes(graph)
         costs = RoundCosts(checked, cluster, figures, scale, widths)
         if plan is not None:
             return Compiled(checked, cluster, plan, costs)
-        found = Search(checked, cluster, costs).run()
+        found = Search(checked, cluster, costs, pins=pins or {}).run()
         return Compiled(checked, cluster, found.best.plan, costs, found)
 
     def report(self, *args: object, **kwargs: object) -> Report:
