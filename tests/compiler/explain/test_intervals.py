@@ -11,7 +11,7 @@ import pytest
 from rlinf_graph.compiler.compile import Compiled, compile_graph
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.profile import Correction, Machine, Profile, versions_here
-from rlinf_graph.compiler.cost.uncertainty import of_profile
+from rlinf_graph.compiler.cost.uncertainty import Widths, of_profile
 from rlinf_graph.compiler.explain import Report, explain, render_json, render_text
 from rlinf_graph.compiler.passes import run_passes
 from rlinf_graph.ir.cluster import Cluster
@@ -19,7 +19,7 @@ from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.graph_file import digest
 from rlinf_graph.ir.plan import NodePlan
-from tests.compiler.explain.conftest import WIDTHS
+from tests.compiler.explain.conftest import GRPO, WIDTHS, Bench, RoundCosts, cluster_of, grpo
 
 RESIDUAL, SPREAD = 0.03, 0.02
 PROFILED = of_profile(RESIDUAL, SPREAD)
@@ -39,13 +39,19 @@ def known(figures, *names: str, width: float = PROFILED, origin: str = "profiled
     }
 
 
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    return Bench().compiled(grpo.build(), cluster_of(16), GRPO)
+
+
 @pytest.fixture
-def reported(bench, build_grpo, grpo_figures, make_cluster):
+def reported(compiled):
     """The report of the best plan on 16 devices when some nodes have been measured."""
 
-    def made(*names: str, **options: object) -> Report:
-        figures = known(grpo_figures, *names)
-        return bench.report(build_grpo(), make_cluster(16), figures, **options)
+    def made(*names: str, widths: Widths = WIDTHS) -> Report:
+        figures = known(GRPO, *names)
+        costs = RoundCosts(compiled.graph, compiled.cluster, figures, 1.0, widths)
+        return explain(replace(compiled, costs=costs))
 
     return made
 
@@ -89,13 +95,14 @@ def test_no_narrower_than_the_longest_node(reported):
     assert report.width == pytest.approx(WIDTHS.iteration)
 
 
-def test_where_latency_decides_the_chain_counts(bench, build_grpo, grpo_figures, make_cluster):
-    graph, cluster = build_grpo(max_staleness=0), make_cluster(16)
+def test_where_latency_decides_the_chain_counts(bench):
+    graph, cluster = grpo.build(max_staleness=0), cluster_of(16)
     pins = {"rollout policy": "0-7", "train policy": "8-15", "logprobs reference": "8-15"}
+    compiled = bench.compiled(graph, cluster, GRPO, pins=pins)
     widths = list[float]()
     for names in ((), ("rollout policy",), ("rollout policy", "train policy")):
-        compiled = bench.compiled(graph, cluster, known(grpo_figures, *names), pins=pins)
-        report = explain(compiled)
+        costs = RoundCosts(compiled.graph, cluster, known(GRPO, *names), 1.0)
+        report = explain(replace(compiled, costs=costs))
         assert report.bottleneck.kind == "latency"
         widths.append(report.width)
     assert WIDTHS.iteration == pytest.approx(widths[0])
@@ -125,17 +132,21 @@ def test_measured_nodes_tell_plans_apart(reported):
     assert {r.width for r in measured.rejected if r.width} != {0.1}
 
 
-def test_the_choice_does_not_depend_on_widths(reported):
-    wide, narrow = (reported(widths=replace(WIDTHS, compared=w)) for w in (1.0, 0.0))
+def test_the_choice_does_not_depend_on_widths(bench):
+    wide, narrow = (
+        bench.report(grpo.build(), cluster_of(16), GRPO, widths=replace(WIDTHS, compared=width))
+        for width in (1.0, 0.0)
+    )
     assert [r.tie for r in wide.rejected if r.seconds] == [True] * 4
     assert not ties(narrow)
     assert (wide.seconds, wide.layout) == (narrow.seconds, narrow.layout)
 
 
-def test_each_origin_that_occurs_is_explained(bench, build_grpo, grpo_figures, make_cluster):
-    figures = known(grpo_figures, "rollout policy", width=0.12, origin="measured kernel")
+def test_each_origin_that_occurs_is_explained(compiled):
+    figures = known(GRPO, "rollout policy", width=0.12, origin="measured kernel")
     figures |= known(figures, "logprobs reference", width=0.5, origin="traced")
-    report = bench.report(build_grpo(), make_cluster(16), figures)
+    costs = RoundCosts(compiled.graph, compiled.cluster, figures, 1.0)
+    report = explain(replace(compiled, costs=costs))
     text = render_text(report)
     lines = {line.split()[1]: line for line in text.splitlines() if "gpu 0-" in line}
     assert any(line.endswith("  kernel ±13%") for line in lines.values())
@@ -187,8 +198,8 @@ def profile_of(graph: Graph, cluster: Cluster) -> Profile:
 
 
 @pytest.fixture
-def plain_and_profiled(build_grpo) -> tuple[Compiled, Compiled]:
-    graph, cluster = build_grpo(max_staleness=0), load_cluster("2xH100")
+def plain_and_profiled() -> tuple[Compiled, Compiled]:
+    graph, cluster = grpo.build(max_staleness=0), load_cluster("4xH100")
     pins = {name: "engine torch" for name in DEVICES}
     return (
         compile_graph(graph, cluster, pins=pins),
