@@ -132,6 +132,14 @@ def test_measured_nodes_tell_plans_apart(reported):
     assert {r.width for r in measured.rejected if r.width} != {0.1}
 
 
+def test_the_plan_known_worse_decides_how_near_is_a_tie(reported):
+    """Side by side the rollout, which nobody measured, is all of the bottleneck."""
+    report = reported("train policy", "logprobs reference", "evaluate policy")
+    width = {r.mode: r.width for r in reversed(report.rejected) if r.seconds}
+    assert width["disaggregated"] == pytest.approx(WIDTHS.compared, rel=0.02)
+    assert PROFILED < width["hybrid"] < 0.9 * WIDTHS.compared
+
+
 def test_the_choice_does_not_depend_on_widths(bench):
     wide, narrow = (
         bench.report(grpo.build(), cluster_of(16), GRPO, widths=replace(WIDTHS, compared=width))
