@@ -29,7 +29,7 @@ BARRIER = " ━"
 
 def table_lines(report: Report, clock: Clock, width: int) -> list[str]:
     """Head and one line for each row."""
-    head = ["#", "node", "devices", "parallel", f"first..last {clock.unit}", f"busy {clock.unit}",
+    head = ["#", "node", "devices", "parallel", "first..last", f"busy {clock.unit}",
             f"GB/{per_device(report)}", "cost from"]  # fmt: skip
     cells = [head, *(_cells(report, row, clock) for row in report.rows)]
     return align(cells, left=(1, 2, 3, 7), shrink=1, width=width)
