@@ -87,7 +87,7 @@ class Step:
         passed = costs.node(logprobs, made.trainer, made.training)
         trained = costs.node(train, made.trainer, made.training)
         method = "broadcast" if made.depth else "copy"
-        sync, _ = costs.sync("m", made.trainer, made.sampler, method)
+        sync = costs.sync("m", made.trainer, made.sampler, method).seconds
         switched = sum(cost.load_s + cost.offload_s for cost in (trained, sampled))
         return {
             "rollout": sampled.seconds / (1 + made.depth),

@@ -31,7 +31,7 @@ from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
-from rlinf_graph.compiler.cost.uncertainty import of_profile
+from rlinf_graph.compiler.cost.uncertainty import of_profile, together
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
@@ -55,7 +55,7 @@ class NodeCost:
         working: bytes of each device only while the node runs.
         load_s: seconds to bring the resident part from host memory.
         offload_s: seconds to take it there.
-        origin: `roofline`, `profiled` or `declared`.
+        origin: `roofline`, `traced`, `measured kernel`, `profiled` or `declared`.
         width: half the width of the 80 % interval of `seconds`, as a logarithm; 0 for what nobody
             can tell, such as declared host work.
     """
@@ -215,8 +215,8 @@ class CostModel:
         *,
         changed: float = 1.0,
         rank: int = 0,
-    ) -> tuple[float, str]:
-        """Seconds to bring a model's weights from its trainer to who serves it, and the origin.
+    ) -> NodeCost:
+        """What it costs to bring a model's weights from its trainer to who serves it.
 
         A profile corrects what a device does for it, not the way between devices.
 
@@ -232,10 +232,18 @@ class CostModel:
         """
         refit = self._refit(model, source, target, method, changed, rank)
         parts, origin = refit.parts(), "roofline"
+        width = closed = self.constants_of((*source, *target)).widths.sync
         if made := self.corrections.sync(model, source[0]):
             parts["weights"] = made.seconds(parts["weights"])
+            own = of_profile(made.residual, made.spread)
+            width = together((s, own if p == "weights" else closed) for p, s in parts.items())
             origin = PROFILED if refit.ring.size == 1 else origin
-        return sum(parts.values()), origin
+        return NodeCost(sum(parts.values()), parts=_items(parts), origin=origin, width=width)
+
+    def constants_of(self, devices: Sequence[int]) -> Constants:
+        """The constants of some devices; of processors where there are several kinds."""
+        kinds = {group.device.kind for group in self.cluster.groups_of(devices)}
+        return self.constants["cpu" if "cpu" in kinds else "gpu"]
 
     def _refit(
         self,
