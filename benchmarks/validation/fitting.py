@@ -80,9 +80,11 @@ def fit(predict: Predict, cases: Sequence[Case], start: Any) -> Any:
     """The constants that leave the least robust logarithmic error.
 
     The fitted fields move within their physical ranges; a weak pull towards the middle of each
-    range (a hundredth of a row) decides where rows say nothing.
+    range (a hundredth of a row) decides where rows say nothing. Without fitted fields they stay.
     """
     known = parameters(start)
+    if not known:
+        return start
     low = np.asarray([p.low for p in known])
     high = np.asarray([p.high for p in known])
     weights = np.sqrt([case.weight for case in cases])

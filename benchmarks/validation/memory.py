@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -55,6 +56,7 @@ def keeps_of_row(row: Row) -> Keeps:
         wide_weights=True,
         by_sequence=True,
         repeats=True,
+        fused=compiled,
         last_product=not compiled,
         loss=Copies(2, 0) if fused else Copies(1, 3),
         split_loss=Copies(2, 0) if fused else Copies(1, 4),
@@ -63,13 +65,13 @@ def keeps_of_row(row: Row) -> Keeps:
 
 
 def cases(rows: Sequence[Row]) -> tuple[list[Case], list[LeftOut]]:
-    """Rows with a peak of memory and a model whose shape is known."""
+    """Rows with a peak of memory and a model whose shape is known; others are no such rows."""
     made: list[Case] = []
     left_out: list[LeftOut] = []
     for row in rows:
         if row.number("peak_mem_gib") is None:
-            left_out.append(LeftOut(row, "no peak memory"))
-        elif row.text("kind") == "moe-layer":
+            continue
+        if row.text("kind") == "moe-layer":
             left_out.append(LeftOut(row, "a single layer, whose tokens are not published"))
         elif row.number("mbs") is None or row.number("seq_len") is None:
             left_out.append(LeftOut(row, "no micro-batch or sequence length"))
@@ -118,9 +120,7 @@ def _case(row: Row) -> Case:
     recompute, said = _recompute(row)
     assumed += [] if said else ["selective recomputation, torchtitan's default for this model"]
     settings = NodePlan(
-        parallel=Parallel(
-            dp=dp, tp=tp, pp=pp, cp=cp, vp=2 if interleaved else 1, shard="fsdp"
-        ),
+        parallel=Parallel(dp=dp, tp=tp, pp=pp, cp=cp, vp=2 if interleaved else 1, shard="fsdp"),
         engine="torchtitan",
         micro_batch=micro,
         recompute=recompute,
@@ -136,7 +136,7 @@ def _case(row: Row) -> Case:
     )
 
 
-def _recompute(row: Row) -> tuple[bool | str, bool]:
+def _recompute(row: Row) -> tuple[bool | Literal["selective"], bool]:
     """The mode of recomputation, and whether the row says it."""
     if "full AC" in row.text("notes"):
         return True, True

@@ -40,18 +40,20 @@ class LayerMemory:
 
         Of each of two norms its input in float32, the normalized input and its product with the
         weight; queries, keys and values; the output of attention and a float32 sum for each head;
-        gate, its activation, up and their product. A norm of queries and keys keeps two more.
+        gate, its activation, up and their product. Fused kernels keep neither the float32 copy nor
+        the activation. A norm of queries and keys keeps two more.
         Every expert a token visits keeps its own input and output, and the router three copies of
         its scores.
         """
         shape, e = self.layout.shape, self.element
-        wide = max(4, e)
+        fused = self.keeps.fused
+        wide = 0 if fused else max(4, e)
         norms = 2 * shape.hidden * (e + (e + wide) / self._sequence)
         attention = (self._queries + self._keys + shape.value_width) * e + 4 * shape.heads
         if shape.qk_norm:
             attention += (shape.query_width + shape.kv_width / 2) * (wide + e)
         experts = shape.experts_per_token * 2 * shape.hidden * e + 10 * shape.experts
-        inner = norms + (attention + 4 * self._wide * e) / self.layout.parallel.tp
+        inner = norms + (attention + (3 if fused else 4) * self._wide * e) / self.layout.parallel.tp
         return inner + (experts / self._sequence if shape.experts else 0.0)
 
     @cached_property

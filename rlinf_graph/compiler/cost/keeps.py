@@ -32,6 +32,8 @@ class Keeps:
         by_sequence: whether tensor-parallel ranks share what stands between products, cut by
             sequence (Korthikanti et al. 2022).
         repeats: whether keys and values are repeated for every query head before attention.
+        fused: whether a norm, and a gate with its activation, are one kernel each: no copy between
+            their steps is kept.
         last_product: whether selective recomputation keeps the output of a layer's last product,
             which nothing reads.
         loss: copies of the logits at the worst moment of training.
@@ -42,6 +44,7 @@ class Keeps:
     wide_weights: bool
     by_sequence: bool
     repeats: bool
+    fused: bool
     last_product: bool
     loss: Copies
     split_loss: Copies
@@ -51,12 +54,13 @@ class Keeps:
 # torch: log-softmax saves its result; its backward pass has the gradient that comes and the one
 # that goes beside it. Without gradients: the logits, their float32 copy, the result. transformers
 # leaves the repetition of keys and values to the attention kernel and cuts no sequences.
-# megatron: one float32 copy, in which the softmax and its gradient are made in place (Shoeybi et
+# megatron: fused kernels of Transformer Engine; one float32 copy, in which the softmax and its gradient are made in place (Shoeybi et
 # al. 2019, vocabulary-parallel loss), beside the logits and the gradient in their format.
 _TORCH = Keeps(
     wide_weights=False,
     by_sequence=False,
     repeats=False,
+    fused=False,
     last_product=True,
     loss=Copies(0, 3),
     split_loss=Copies(0, 3),
@@ -68,6 +72,7 @@ KEEPS = {
         wide_weights=False,
         by_sequence=True,
         repeats=False,
+        fused=True,
         last_product=True,
         loss=Copies(2, 1),
         split_loss=Copies(2, 1),
