@@ -18,8 +18,9 @@ def activation_bytes(layout: Layout) -> int:
 class LayerMemory:
     """One layer of a tensor-parallel rank, with attention that never stores its square.
 
-    All figures are bytes of a token. A mixture counts as a layer with experts, of which a token
-    passes through those that it visits.
+    All figures are bytes of a token in the average layer: of layers that differ, attention, dense
+    and expert feed-forward parts and recurrent mixers count by their share. What a recurrent
+    layer's kernel keeps of its state is left out.
 
     Attributes:
         layout: of the model.
@@ -38,23 +39,54 @@ class LayerMemory:
     def whole(self) -> float:
         """Kept when nothing is recomputed.
 
-        Of each of two norms its input in float32, the normalized input and its product with the
-        weight; queries, keys and values; the output of attention and a float32 sum for each head;
-        gate, its activation, up and their product. Fused kernels keep neither the float32 copy nor
-        the activation. A norm of queries and keys keeps two more.
-        Every expert a token visits keeps its own input and output, and the router three copies of
-        its scores.
+        Of a norm its input in float32, the normalized input and its product with the weight;
+        queries, keys and values; the output of attention and a float32 sum for each head; gate,
+        its activation, up and their product. Fused kernels keep neither the float32 copy nor the
+        activation. A norm of queries and keys keeps two more. Every expert a token visits keeps
+        its own input, and without fused kernels its output; the router three copies of its scores.
         """
         shape, e = self.layout.shape, self.element
-        fused = self.keeps.fused
-        wide = 0 if fused else max(4, e)
-        norms = 2 * shape.hidden * (e + (e + wide) / self._sequence)
-        attention = (self._queries + self._keys + shape.value_width) * e + 4 * shape.heads
+        wide = 0 if self.keeps.fused else max(4, e)
+        parts = shape.attention_layers + shape.feed_forward_layers + self._mixers
+        norms = parts / shape.layers * (2 if shape.post_norms else 1)
+        outside = norms * shape.hidden * (e + (e + wide) / self._sequence)
+        inside = self._attention(wide) + self._inner(self.keeps.fused) * e + self._mixed * e
+        return outside + inside / self.layout.parallel.tp + self._routed / self._sequence
+
+    def _attention(self, wide: int) -> float:
+        """Between the norm and the output's product, of the average layer."""
+        shape, e = self.layout.shape, self.element
+        queries = shape.query_width * (4 if shape.output_gate else 1)
+        kept = (queries + self._keys + shape.value_width) * e + 4 * shape.heads
         if shape.qk_norm:
-            attention += (shape.query_width + shape.kv_width / 2) * (wide + e)
-        experts = shape.experts_per_token * 2 * shape.hidden * e + 10 * shape.experts
-        inner = norms + (attention + (3 if fused else 4) * self._wide * e) / self.layout.parallel.tp
-        return inner + (experts / self._sequence if shape.experts else 0.0)
+            kept += (shape.query_width + shape.kv_width / 2) * (wide + e)
+        return kept * shape.attention_layers / shape.layers
+
+    def _inner(self, fused: bool) -> float:
+        """Elements between a feed-forward part's products, of the average layer."""
+        steps = (3 if fused else 4) if self.layout.shape.gated else 2
+        return steps * self._wide
+
+    @cached_property
+    def _mixers(self) -> int:
+        mixer = self.layout.shape.mixer
+        return mixer.layers if mixer else 0
+
+    @cached_property
+    def _mixed(self) -> float:
+        """Elements of recurrent layers: around the convolution, and values, gate and output."""
+        mixer, layers = self.layout.shape.mixer, self.layout.shape.layers
+        if mixer is None:
+            return 0.0
+        return (2 * mixer.convolved + 3 * mixer.values) * mixer.layers / layers
+
+    @cached_property
+    def _routed(self) -> float:
+        """Inputs and outputs of the experts that a token visits, and scores of all."""
+        shape, fused = self.layout.shape, self.keeps.fused
+        ends = (1 if fused else 2) * (shape.latent or shape.hidden) * self.element
+        kept = shape.experts_per_token * ends + 10 * shape.experts
+        return kept * shape.expert_layers / shape.layers
 
     @cached_property
     def selective(self) -> float:
@@ -65,9 +97,10 @@ class LayerMemory:
         checkpointing by operator.
         """
         shape, e = self.layout.shape, self.element
-        halves = self._queries + self._values + shape.value_width + self._wide
+        attention = (self._queries + self._values + shape.value_width) * e + 4 * shape.heads
+        halves = attention * shape.attention_layers / shape.layers + (self._wide + self._mixed) * e
         ends = shape.hidden * (2 if self.keeps.last_product else 1)
-        kept = (halves * e + 4 * shape.heads) / self.layout.parallel.tp
+        kept = halves / self.layout.parallel.tp
         return min(self.whole, kept + ends * e / self._sequence)
 
     @cached_property
@@ -86,7 +119,7 @@ class LayerMemory:
     @cached_property
     def gradients(self) -> float:
         """Of the layer at work: of gate, up and their product, and two at the norm's output."""
-        inner = 3 * self._wide / self.layout.parallel.tp
+        inner = (3 if self.layout.shape.gated else 2) * self._wide / self.layout.parallel.tp
         return (2 * self.layout.shape.hidden + inner) * self.element
 
     @cached_property
@@ -107,7 +140,8 @@ class LayerMemory:
         shape = self.layout.shape
         if self.layout.parallel.ep == 1:
             return 0.0
-        return 2 * shape.experts_per_token * shape.hidden * self.element / self._sequence
+        width = shape.latent or shape.hidden
+        return 2 * shape.experts_per_token * width * self.element / self._sequence
 
     @property
     def _sequence(self) -> int:
@@ -132,9 +166,9 @@ class LayerMemory:
         return shape.kv_rank if shape.kv_rank else shape.kv_width / 2
 
     @cached_property
-    def _wide(self) -> int:
+    def _wide(self) -> float:
+        """Width of the average layer's feed-forward part that a token passes through."""
         shape = self.layout.shape
-        if not shape.experts:
-            return shape.intermediate
-        visited = shape.experts_per_token + shape.shared_experts
-        return visited * shape.expert_intermediate
+        visited = shape.experts_per_token * shape.expert_intermediate + shape.shared_width
+        dense = shape.feed_forward_layers - shape.expert_layers
+        return (shape.expert_layers * visited + dense * shape.intermediate) / shape.layers
