@@ -16,9 +16,9 @@ from rlinf_graph.compiler.cost import memory
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.keeps import Copies, Keeps
 from rlinf_graph.compiler.cost.layout import Layout, hardware_of
-from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Lengths, Train
+from validation.devices import cluster_of
 from validation.fitting import Case
 from validation.kind import Kind
 from validation.rows import LeftOut, Row, canonical, shape_named
@@ -128,7 +128,7 @@ def _case(row: Row) -> Case:
     return Case(
         row=row,
         model=canonical(row.text("model")),
-        what=f"{row.text('gpu').split(' ')[0]} {settings.parallel} seq {length:.0f} × {micro} "
+        what=f"{_device(row)} {settings.parallel} seq {length:.0f} × {micro} "
         f"{'eager' if 'compile' not in row.text('notes') else 'compiled'}",
         measured=row.number("peak_mem_gib") or 0.0,
         payload=_run(row, settings, Train(batch * dp, Lengths.fixed(length, "declared"), 1, 1)),
@@ -143,12 +143,16 @@ def _recompute(row: Row) -> tuple[bool | Literal["selective"], bool]:
     return "selective", "selective AC" in row.text("notes")
 
 
+def _device(row: Row) -> str:
+    return row.text("gpu").split(" ")[0]
+
+
 def _run(row: Row, settings: NodePlan, work: Train) -> Run:
     shape = shape_named(row.text("model"))
     if shape is None:
         raise ValueError(f"{row.name}: unknown model")
     devices = settings.parallel.devices
-    cluster = load_cluster(f"{devices}x{row.text('gpu').split(' ')[0]}")
+    cluster = cluster_of(_device(row), devices)
     layout = Layout(
         shape=shape,
         head="lm",

@@ -73,7 +73,7 @@ def read_rows(path: Path) -> list[Row]:
 @cache
 def _aliases() -> dict[str, str]:
     """Canonical model names by the spellings of publications, in lower case."""
-    groups = tomllib.loads((DATA / "model_aliases.toml").read_text("utf-8"))
+    groups = tomllib.loads((DATA / "model_aliases.toml").read_text("utf-8"))["models"]
     return {spelled.lower(): name for name, others in groups.items() for spelled in (name, *others)}
 
 
