@@ -54,8 +54,9 @@ class Keeps:
 # torch: log-softmax saves its result; its backward pass has the gradient that comes and the one
 # that goes beside it. Without gradients: the logits, their float32 copy, the result. transformers
 # leaves the repetition of keys and values to the attention kernel and cuts no sequences.
-# megatron: fused kernels of Transformer Engine; one float32 copy, in which the softmax and its gradient are made in place (Shoeybi et
-# al. 2019, vocabulary-parallel loss), beside the logits and the gradient in their format.
+# megatron: fused kernels of Transformer Engine; one float32 copy, in which the softmax and its
+# gradient are made in place (Shoeybi et al. 2019, vocabulary-parallel loss), beside the logits and
+# the gradient in their format.
 _TORCH = Keeps(
     wide_weights=False,
     by_sequence=False,
