@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Literal
 
 from rlinf_graph.compiler.cost.keeps import Keeps
 from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.shapes import ModelShape
 
 
 def activation_bytes(layout: Layout) -> int:
     """Of one activation: as wide as a weight, at least two bytes."""
     return max(2, layout.element)
+
+
+def layer_memory(layout: Layout, keeps: Keeps) -> LayerMemory:
+    """One layer of a layout. Layouts that differ in other things share it."""
+    settings, element = layout.settings, activation_bytes(layout)
+    tp, cp, ep = settings.parallel.tp, settings.parallel.cp, settings.parallel.ep
+    return _layer_memory(layout.shape, keeps, element, tp, cp, ep, settings.recompute)
 
 
 @dataclass(frozen=True)
@@ -23,17 +32,20 @@ class LayerMemory:
     layer's kernel keeps of its state is left out.
 
     Attributes:
-        layout: of the model.
+        shape: of the model.
         keeps: what the engine keeps.
+        element: bytes of one activation.
+        tp, cp, ep: ranks that share the layer.
+        recompute: the plan's mode of recomputation.
     """
 
-    layout: Layout
+    shape: ModelShape
     keeps: Keeps
-
-    @cached_property
-    def element(self) -> int:
-        """Of one activation."""
-        return activation_bytes(self.layout)
+    element: int
+    tp: int
+    cp: int
+    ep: int
+    recompute: bool | Literal["selective"]
 
     @cached_property
     def whole(self) -> float:
@@ -45,17 +57,17 @@ class LayerMemory:
         activation. A norm of queries and keys keeps two more. Every expert a token visits keeps
         its own input, and without fused kernels its output; the router three copies of its scores.
         """
-        shape, e = self.layout.shape, self.element
+        shape, e = self.shape, self.element
         wide = 0 if self.keeps.fused else max(4, e)
         parts = shape.attention_layers + shape.feed_forward_layers + self._mixers
         norms = parts / shape.layers * (2 if shape.post_norms else 1)
         outside = norms * shape.hidden * (e + (e + wide) / self._sequence)
         inside = self._attention(wide) + self._inner(self.keeps.fused) * e + self._mixed * e
-        return outside + inside / self.layout.parallel.tp + self._routed / self._sequence
+        return outside + inside / self.tp + self._routed / self._sequence
 
     def _attention(self, wide: int) -> float:
         """Between the norm and the output's product, of the average layer."""
-        shape, e = self.layout.shape, self.element
+        shape, e = self.shape, self.element
         queries = shape.query_width * (4 if shape.output_gate else 1)
         kept = (queries + self._keys + shape.value_width) * e + 4 * shape.heads
         if shape.qk_norm:
@@ -64,18 +76,18 @@ class LayerMemory:
 
     def _inner(self, fused: bool) -> float:
         """Elements between a feed-forward part's products, of the average layer."""
-        steps = (3 if fused else 4) if self.layout.shape.gated else 2
+        steps = (3 if fused else 4) if self.shape.gated else 2
         return steps * self._wide
 
     @cached_property
     def _mixers(self) -> int:
-        mixer = self.layout.shape.mixer
+        mixer = self.shape.mixer
         return mixer.layers if mixer else 0
 
     @cached_property
     def _mixed(self) -> float:
         """Elements of recurrent layers: around the convolution, and values, gate and output."""
-        mixer, layers = self.layout.shape.mixer, self.layout.shape.layers
+        mixer, layers = self.shape.mixer, self.shape.layers
         if mixer is None:
             return 0.0
         return (2 * mixer.convolved + 3 * mixer.values) * mixer.layers / layers
@@ -83,7 +95,7 @@ class LayerMemory:
     @cached_property
     def _routed(self) -> float:
         """Inputs and outputs of the experts that a token visits, and scores of all."""
-        shape, fused = self.layout.shape, self.keeps.fused
+        shape, fused = self.shape, self.keeps.fused
         ends = (1 if fused else 2) * (shape.latent or shape.hidden) * self.element
         kept = shape.experts_per_token * ends + 10 * shape.experts
         return kept * shape.expert_layers / shape.layers
@@ -96,79 +108,80 @@ class LayerMemory:
         product where the engine keeps it: the policy of torchtitan's selective activation
         checkpointing by operator.
         """
-        shape, e = self.layout.shape, self.element
+        shape, e = self.shape, self.element
         attention = (self._queries + self._values + shape.value_width) * e + 4 * shape.heads
         halves = attention * shape.attention_layers / shape.layers + (self._wide + self._mixed) * e
         ends = shape.hidden * (2 if self.keeps.last_product else 1)
-        kept = halves / self.layout.parallel.tp
+        kept = halves / self.tp
         return min(self.whole, kept + ends * e / self._sequence)
 
     @cached_property
     def full(self) -> float:
         """Kept when the whole layer is recomputed: its input."""
-        return self.layout.shape.hidden * self.element / self._sequence
+        return self.shape.hidden * self.element / self._sequence
 
-    @property
+    @cached_property
     def kept(self) -> float:
         """In the plan's mode of recomputation."""
-        recompute = self.layout.settings.recompute
-        if recompute == "selective":
+        if self.recompute == "selective":
             return self.selective
-        return min(self.whole, self.full) if recompute else self.whole
+        return min(self.whole, self.full) if self.recompute else self.whole
 
     @cached_property
     def gradients(self) -> float:
         """Of the layer at work: of gate, up and their product, and two at the norm's output."""
-        inner = (3 if self.layout.shape.gated else 2) * self._wide / self.layout.parallel.tp
-        return (2 * self.layout.shape.hidden + inner) * self.element
+        inner = (3 if self.shape.gated else 2) * self._wide / self.tp
+        return (2 * self.shape.hidden + inner) * self.element
 
     @cached_property
     def forward(self) -> float:
         """At once without a backward pass: four hidden and two feed-forward widths."""
-        shape = self.layout.shape
-        return (4 * shape.hidden + 2 * self._wide / self.layout.parallel.tp) * self.element
+        shape = self.shape
+        return (4 * shape.hidden + 2 * self._wide / self.tp) * self.element
 
     @cached_property
     def gathered(self) -> float:
         """Keys and values of the other context-parallel ranks, and their gradients."""
-        cp = self.layout.parallel.cp
-        return 2 * (cp - 1) * self._keys * self.element / self.layout.parallel.tp
+        return 2 * (self.cp - 1) * self._keys * self.element / self.tp
 
     @cached_property
     def exchanged(self) -> float:
         """Copies that expert ranks send and receive of a token."""
-        shape = self.layout.shape
-        if self.layout.parallel.ep == 1:
+        shape = self.shape
+        if self.ep == 1:
             return 0.0
         width = shape.latent or shape.hidden
         return 2 * shape.experts_per_token * width * self.element / self._sequence
 
-    @property
+    @cached_property
     def _sequence(self) -> int:
-        return self.layout.parallel.tp if self.keeps.by_sequence else 1
+        return self.tp if self.keeps.by_sequence else 1
 
-    @property
+    @cached_property
     def _queries(self) -> int:
-        return self.layout.shape.query_width
+        return self.shape.query_width
 
     @cached_property
     def _keys(self) -> int:
         """Keys and values that attention reads: latent attention makes them for every head."""
-        shape = self.layout.shape
+        shape = self.shape
         if self.keeps.repeats or shape.kv_rank:
             return shape.query_width + shape.value_width
         return shape.kv_width
 
-    @property
+    @cached_property
     def _values(self) -> float:
         """Of a layer's second half of keys and values, before any repetition."""
-        shape = self.layout.shape
+        shape = self.shape
         return shape.kv_rank if shape.kv_rank else shape.kv_width / 2
 
     @cached_property
     def _wide(self) -> float:
         """Width of the average layer's feed-forward part that a token passes through."""
-        shape = self.layout.shape
+        shape = self.shape
         visited = shape.experts_per_token * shape.expert_intermediate + shape.shared_width
         dense = shape.feed_forward_layers - shape.expert_layers
         return (shape.expert_layers * visited + dense * shape.intermediate) / shape.layers
+
+
+_layer_memory = cache(LayerMemory)

@@ -22,9 +22,9 @@ class Copies:
         return self.narrow * (element if element < 4 else 0) + self.wide * max(4, element)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keeps:
-    """What an engine keeps.
+    """What an engine keeps. Each is its own: it is looked up by identity.
 
     Attributes:
         wide_weights: whether the weights that it trains are float32 and are cast when they are

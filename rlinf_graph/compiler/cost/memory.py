@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rlinf_graph.compiler.cost.activations import LayerMemory, activation_bytes
+from rlinf_graph.compiler.cost.activations import LayerMemory, activation_bytes, layer_memory
 from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
 from rlinf_graph.compiler.cost.keeps import Copies, Keeps, keeps_of
 from rlinf_graph.compiler.cost.layout import Layout
@@ -53,7 +53,7 @@ def rollout_working(rollout: Rollout) -> Bytes:
     tokens = rollout.prompts * rollout.work.prompt_tokens
     if layout.traits.paged:
         tokens = min(PACKED_TOKENS, tokens)
-    layer = LayerMemory(layout, keeps_of(layout.settings.engine))
+    layer = layer_memory(layout, keeps_of(layout.settings.engine))
     return {
         "kv cache": rollout.cache_bytes,
         "logits": rollout.slots * rollout.logits_bytes,
@@ -72,14 +72,14 @@ def pass_working(layout: Layout, work: Forward | Train, keeps: Keeps | None = No
         keeps: what the engine keeps; that of the layout's engine by default.
     """
     keeps = keeps or keeps_of(layout.settings.engine)
-    layer = LayerMemory(layout, keeps)
+    layer = layer_memory(layout, keeps)
     samples = samples_per_step(work) if isinstance(work, Train) else _chunk(layout, work)
     mine = math.ceil(samples / layout.parallel.dp)
     together = min(mine, micro_batch_of(layout, work.lengths))
     tokens = _tokens(layout, work, together)
     if isinstance(work, Train):
         calls = math.ceil(mine / together)
-        parts = _training(layer, tokens, calls)
+        parts = _training(layout, layer, tokens, calls)
     else:
         parts = {
             "activations": tokens * layer.forward,
@@ -132,7 +132,7 @@ def _optimized_weights(layout: Layout) -> float:
     return others / shards + experts / max(1, shards // layout.parallel.ep)
 
 
-def _training(layer: LayerMemory, tokens: float, calls: int) -> Bytes:
+def _training(layout: Layout, layer: LayerMemory, tokens: float, calls: int) -> Bytes:
     """Activations, logits and buffers at the worse of two moments.
 
     When the loss is computed, in the last stage of a pipeline, with one micro-batch in flight: what
@@ -140,7 +140,7 @@ def _training(layer: LayerMemory, tokens: float, calls: int) -> Bytes:
     the first stage begins: what the layers keep of all micro-batches in flight, and one layer
     recomputed with its gradients.
     """
-    layout, parallel = layer.layout, layer.layout.parallel
+    parallel = layout.parallel
     layers = layout.shape.layers * layout.stage
     flight = in_flight(parallel.pp, parallel.vp, calls) if parallel.pp > 1 else 1.0
     passed = 2 * flight * layer.full if parallel.pp > 1 else 0.0

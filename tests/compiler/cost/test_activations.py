@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlinf_graph.compiler.cost.activations import LayerMemory
+from rlinf_graph.compiler.cost.activations import LayerMemory, layer_memory
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.keeps import KEEPS
 from rlinf_graph.compiler.cost.layout import Layout, hardware_of
@@ -52,14 +52,14 @@ def saved_bytes(model: Any) -> float:
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values()) / TOKENS
 
 
-def layer_memory(shape: ModelShape, engine: str, dtype: str = "bfloat16", **axes: Any) -> Any:
+def layer(shape: ModelShape, engine: str, dtype: str = "bfloat16", **axes: Any) -> LayerMemory:
     """Of a layer on GPUs, with settings of a plan."""
     others = {"recompute": axes.pop("recompute", False)}
     settings = NodePlan(parallel=Parallel(**axes), engine=engine, **others)
     devices = settings.parallel.devices
     hardware = hardware_of(load_cluster(f"{devices}xH100"), range(devices), settings.parallel)
     layout = Layout(shape, "lm", dtype, hardware, settings, CONSTANTS["gpu"])
-    return LayerMemory(layout, KEEPS[engine])
+    return layer_memory(layout, KEEPS[engine])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -80,7 +80,7 @@ def test_a_layer_keeps_what_torch_saves(family: str, dtype: str, tmp_path: Path)
         measured.append(saved_bytes(model))
     config.save_pretrained(tmp_path)
     shape = read_config(tmp_path / "config.json")
-    said = layer_memory(shape, "torch", dtype).whole
+    said = layer(shape, "torch", dtype).whole
     assert said == pytest.approx((measured[1] - measured[0]) / 2, rel=0.01)
 
 
@@ -92,25 +92,25 @@ def shape() -> ModelShape:
 
 def test_selective_recomputation_keeps_every_second_product(shape: ModelShape) -> None:
     """Input, queries, values, attention's output and its sums, gate, and the last product."""
-    made = layer_memory(shape, "torch").selective
+    made = layer(shape, "torch").selective
     assert made == 2 * (4096 + 4096 + 1024 + 4096 + 14336 + 4096) + 4 * 32
 
 
 def test_full_recomputation_keeps_the_input(shape: ModelShape) -> None:
-    assert layer_memory(shape, "torch").full == 2 * 4096
-    assert layer_memory(shape, "torch", recompute=True).kept == 2 * 4096
+    assert layer(shape, "torch").full == 2 * 4096
+    assert layer(shape, "torch", recompute=True).kept == 2 * 4096
 
 
 def test_ranks_that_cut_by_sequence_share_what_stands_between_products(shape: ModelShape) -> None:
     """Korthikanti et al. 2022: without, the norms of every rank stay whole."""
-    alone, spread = (layer_memory(shape, "megatron", tp=tp) for tp in (1, 8))
+    alone, spread = (layer(shape, "megatron", tp=tp) for tp in (1, 8))
     assert spread.full == alone.full / 8
-    whole = layer_memory(shape, "torch", tp=8).whole
+    whole = layer(shape, "torch", tp=8).whole
     assert spread.whole < alone.whole / 4
     assert whole > 16 * 4096
 
 
 def test_expert_ranks_exchange_two_copies_of_a_token_for_each_expert(shape: ModelShape) -> None:
     mixture = replace(shape, experts=8, experts_per_token=2, expert_intermediate=1024)
-    assert layer_memory(mixture, "megatron", dp=8, ep=8).exchanged == 2 * 2 * 4096 * 2
-    assert layer_memory(mixture, "megatron", dp=8).exchanged == 0
+    assert layer(mixture, "megatron", dp=8, ep=8).exchanged == 2 * 2 * 4096 * 2
+    assert layer(mixture, "megatron", dp=8).exchanged == 0
