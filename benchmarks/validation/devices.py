@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 from rlinf_graph.ir import hardware
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.hardware import Entry
+from validation.rows import plain, spellings
 
-FOUR = ("GB200", "GB300", "GH200")
-"""Parts with four devices a machine; others have eight."""
+CORES = 12
+"""Of the host for each device; nothing here depends on them."""
 
 
 def device_named(spelled: str) -> Entry | None:
     """The catalogue's device; None for one that it does not have."""
-    text = re.sub(r"\(.*\)", "", spelled).strip()
-    while text:
-        if found := hardware.find(text):
-            return found
-        text = text.rpartition("-")[0]
-    return None
+    return hardware.find(spellings("devices").get(plain(spelled), spelled))
 
 
 def cluster_of(spelled: str, devices: int) -> Cluster:
@@ -27,14 +21,15 @@ def cluster_of(spelled: str, devices: int) -> Cluster:
     entry = device_named(spelled)
     if entry is None:
         raise KeyError(spelled)
-    each = min(devices, 4 if spelled.upper().startswith(FOUR) else 8)
+    each = min(devices, entry.machine)
     group = NodeGroup(
         name=entry.device.name,
         device=entry.device,
         nodes=-(-devices // each),
         devices_per_node=each,
-        cpus=12 * each,
+        cpus=CORES * each,
         inside=entry.inside,
         between=entry.between,
+        machines_inside=entry.machines_inside,
     )
     return Cluster(f"{devices} {entry.device.name}", (group,))

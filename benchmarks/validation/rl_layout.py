@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.plan import NodePlan, Parallel
-from validation.rows import Row, canonical
+from validation.chosen import Iteration
+from validation.devices import cluster_of, device_named
+from validation.rows import Row, canonical, plain
 
 GENERATED = re.compile(r"G-GBS=(\d+)")
 TRAINED = re.compile(r"T-GBS=(\d+)")
@@ -53,6 +55,8 @@ class Setting:
 
 def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
     """The recipe that a row was made with: same version, model, device count and mode."""
+    entry = device_named(row.text("gpu"))
+    machine = entry.machine if entry else 0
     version = re.search(r"v(\d+\.\d+)", row.text("source"))
     devices = row.whole("n_gpus")
     found = [
@@ -60,47 +64,60 @@ def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
         for recipe in recipes
         if version
         and recipe.text("tag").startswith(f"v{version[1]}")
-        and canonical(recipe.text("model")) == canonical(row.text("model"))
+        and _same_model(recipe, canonical(row.text("model")))
         and recipe.whole("nodes") * recipe.whole("gpus_per_node") == devices
         and (recipe.text("async_") == "True") == ("async" in row.text("mode"))
-        and recipe.whole("gpus_per_node") == machine_of(row)
+        and recipe.whole("gpus_per_node") == machine
     ]
     same = [r for r in found if ("fp8" in r.text("recipe")) == ("G-FP8" in row.text("notes"))]
     named = [r for r in same if r.text("recipe").startswith(row.text("algo").lower())]
     return (named or same or [None])[0]
 
 
-def machine_of(row: Row) -> int:
-    """Devices of a machine: four of the rack-scale parts, eight of others."""
-    return 4 if row.text("gpu").upper().startswith(("GB2", "GB3", "GH2")) else 8
+def _same_model(recipe: Row, model: str) -> bool:
+    """By name, or where a recipe has a path of its own, by the name of its file."""
+    named = canonical(recipe.text("model"))
+    return named == model or plain(model) in plain(recipe.text("recipe"))
 
 
-def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: float) -> Setting:
+def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: int) -> Setting:
     """Everything about a row that the cost model has to know."""
     assumed: list[str] = []
-    limit = row.number("max_len") or _of(recipe, "max_len") or 0.0
     mean = row.number("avg_len") or 0.0
+    limit = row.number("max_len") or _of(recipe, "max_len") or 0.0
     if not limit:
         limit = prompt + 2 * mean
         assumed.append("limit of twice the mean length")
     devices, depth = row.whole("n_gpus"), _depth(row)
     sampler, trainer = _sides(row, recipe, devices, depth, assumed)
-    generation = _generation(row, recipe, len(sampler), assumed)
-    training = _training(row, recipe, len(trainer), shape, assumed)
+    samples, group = _samples(row, recipe, prompt + mean, assumed)
+    steps = max(1, samples // _minibatch(row, recipe, samples, assumed))
+    iteration = Iteration(
+        model=canonical(row.text("model")),
+        cluster=cluster_of(row.text("gpu"), devices),
+        prompts=max(1, samples // group),
+        group=group,
+        prompt=prompt,
+        mean=mean,
+        limit=round(limit) - prompt,
+        optimizer_steps=steps,
+        depth=depth,
+        sampler=sampler,
+        trainer=trainer,
+    )
+    generation, training = _layouts(row, recipe, iteration, shape, assumed)
     packed = _of(recipe, "seqpack") != "False"
     together = PACKED * limit * row.whole("mbs") / (prompt + mean) if packed else 1
-    training = training.model_copy(update={"micro_batch": max(1, round(together))})
-    samples, group = _samples(row, recipe, prompt + mean, assumed)
     return Setting(
         samples=samples,
         group=group,
         limit=limit,
-        optimizer_steps=max(1, samples // _minibatch(row, recipe, samples, assumed)),
+        optimizer_steps=steps,
         passes=2 if _of(recipe, "ref_kl") not in ("0.0", "0") else 1,
         sampler=sampler,
         trainer=trainer,
         generation=generation,
-        training=training,
+        training=training.model_copy(update={"micro_batch": max(1, round(together))}),
         depth=depth,
         dtypes=_formats(row),
         assumed=tuple(assumed),
@@ -141,41 +158,54 @@ def _sides(
     return range(training, devices), range(training)
 
 
+AXES = ("tp", "pp", "cp", "ep")
+
+
+def _layouts(
+    row: Row, recipe: Row | None, iteration: Iteration, shape: ModelShape, assumed: list[str]
+) -> tuple[NodePlan, NodePlan]:
+    """Settings of sampling and training: the row's, its recipe's, or the compiler's choice."""
+    sampled = {axis: _degree(row, f"gen_{axis}", recipe, f"gen_{axis}") for axis in ("tp", "pp")}
+    trained = {axis: _degree(row, f"train_{axis}", recipe, f"t_{axis}") for axis in AXES}
+    made = (
+        _given_sampling(sampled, len(iteration.sampler)),
+        _given_training(
+            trained, len(iteration.trainer), shape, recompute=_of(recipe, "act_ckpt") != "False"
+        ),
+    )
+    if sampled["tp"] and any(trained.values()):
+        return made
+    chosen = iteration.choose(_words(sampled), _words(trained))
+    if chosen is None:
+        assumed.append("no layout given, and none found that fits: data parallel")
+        return made
+    assumed.append("layout chosen by the compiler")
+    return chosen
+
+
+def _words(degrees: Mapping[str, int]) -> str:
+    """Degrees as a pin has them."""
+    return " ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree)
+
+
 def _degree(row: Row, column: str, recipe: Row | None, other: str) -> int:
     """A degree of parallelism: the row's, else the recipe's, else 0."""
     return int(row.number(column) or (recipe.number(other) if recipe else None) or 0)
 
 
-def _generation(row: Row, recipe: Row | None, devices: int, assumed: list[str]) -> NodePlan:
-    tp = _degree(row, "gen_tp", recipe, "gen_tp")
-    if not tp:
-        tp = 1
-        assumed.append("one device samples for itself")
-    pp = _degree(row, "gen_pp", recipe, "gen_pp") or 1
-    parallel = Parallel(tp=tp, pp=pp, dp=devices // (tp * pp))
-    return NodePlan(engine="vllm", parallel=parallel)
+def _given_sampling(degrees: Mapping[str, int], devices: int) -> NodePlan:
+    tp, pp = (max(1, degrees[axis]) for axis in ("tp", "pp"))
+    return NodePlan(engine="vllm", parallel=Parallel(tp=tp, pp=pp, dp=devices // (tp * pp)))
 
 
-def _training(
-    row: Row, recipe: Row | None, devices: int, shape: ModelShape, assumed: list[str]
+def _given_training(
+    degrees: Mapping[str, int], devices: int, shape: ModelShape, *, recompute: bool
 ) -> NodePlan:
-    tp, pp, cp, ep = (
-        _degree(row, f"train_{axis}", recipe, f"t_{axis}") for axis in ("tp", "pp", "cp", "ep")
-    )
-    if not any((tp, pp, cp, ep)):
-        assumed.append("weights sharded over all devices that train")
-        ep = min(devices, 8) if shape.experts else 1
-        return NodePlan(
-            engine="megatron",
-            parallel=Parallel(dp=devices, ep=ep, shard="fsdp"),
-            recompute=True,
-        )
-    tp, pp, cp, ep = max(tp, 1), max(pp, 1), max(cp, 1), max(ep, 1)
+    """Experts are spread over data and context ranks; over fewer than given where those are."""
+    tp, pp, cp, ep = (max(1, degrees[axis]) for axis in AXES)
     dp = devices // (tp * pp * cp)
-    if shape.experts:
-        ep = min(ep, dp * cp)
-    recompute = _of(recipe, "act_ckpt") != "False"
-    parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=ep if shape.experts else 1)
+    spread = math.gcd(ep, dp * cp) if shape.experts else 1
+    parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=spread)
     return NodePlan(engine="megatron", parallel=parallel, recompute=recompute)
 
 

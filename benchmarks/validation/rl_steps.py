@@ -19,7 +19,7 @@ from validation.devices import cluster_of, device_named
 from validation.fitting import Case
 from validation.kind import Kind
 from validation.rl_layout import Setting, recipe_of, setting_of
-from validation.rows import LeftOut, Row, canonical, shape_named
+from validation.rows import LeftOut, Row, canonical, shape_named, without_shape
 
 PROMPT = 110
 """Tokens of a prompt where a row does not say; the published tables' own figure."""
@@ -122,8 +122,8 @@ def _unusable(row: Row) -> str | None:
     ):
         if not row.text(column):
             return what
-    if shape_named(row.text("model")) is None:
-        return f"unknown model {row.text('model')}"
+    if reason := without_shape(row.text("model")):
+        return reason
     if device_named(row.text("gpu")) is None:
         return f"unknown device {row.text('gpu')}"
     return "marked CHECK" if row.doubtful else None

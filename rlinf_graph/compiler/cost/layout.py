@@ -80,7 +80,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         tensor=ring(cluster, devices[:tp]),
         context=ring(cluster, devices[:model:tp]),
         data=ring(cluster, devices[:stage:tp]),
-        experts=ring(cluster, devices[: model * parallel.ep : model]),
+        experts=ring(cluster, devices[: tp * parallel.ep : tp]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
     )
 
@@ -195,8 +195,8 @@ def _uneven(shape: ModelShape, parallel: Parallel) -> str | None:
         return f"ep {parallel.ep}, but the model has no experts"
     if shape.experts and shape.experts % parallel.ep:
         return f"ep {parallel.ep} does not divide {shape.experts} experts"
-    if parallel.dp % parallel.ep:
-        return f"ep {parallel.ep} does not divide dp {parallel.dp}"
+    if parallel.dp * parallel.cp % parallel.ep:
+        return f"ep {parallel.ep} does not divide dp {parallel.dp} times cp {parallel.cp}"
     return None
 
 
