@@ -81,9 +81,11 @@ def fit(predict: Predict, cases: Sequence[Case], start: Any) -> Any:
 
     The fitted fields move within their physical ranges, on a logarithmic scale where a range does
     not begin at 0. The middle of each range is expected before any row is seen: a value at an end
-    of it costs as much as a row that is `SOFT` off.
+    of it costs as much as a row that is `SOFT` off. Constants without fitted fields stay.
     """
     known = parameters(start)
+    if not known:
+        return start
     weights = np.sqrt([case.weight for case in cases])
 
     def residuals(units: Array) -> Array:

@@ -128,14 +128,20 @@ class CostModel:
         return self._costs[key]
 
     def _cost(
-        self, node: Node, work: DeviceWork, layout: Layout, place: Sequence[int], kept: float
+        self,
+        node: Node,
+        work: DeviceWork,
+        layout: Layout,
+        place: Sequence[int],
+        kept: float,
+        working: Parts | None = None,
     ) -> NodeCost:
         correct = self.corrections.node(node, place, layout.settings)
         if isinstance(work, Generate):
-            parts, working = self._sampling(node, layout, work, kept)
-            made = _sampled(layout, dict(parts), dict(working), correct)
+            parts, sampling = self._sampling(node, layout, work, kept)
+            made = _sampled(layout, dict(parts), dict(sampling), correct)
         else:
-            made = _passed(layout, work, correct)
+            made = _passed(layout, work, correct, working or memory.pass_working(layout, work))
         return _in_loop(made, node, layout.settings.chunks)
 
     def within(
@@ -149,10 +155,11 @@ class CostModel:
         if refusal(self.shapes[node.model or ""], work, len(devices), settings):
             return None
         layout = self._new_layout(node, devices, settings)
-        held = sum(memory.resident(layout, isinstance(work, Train)).values())
+        held, working = sum(memory.resident(layout, isinstance(work, Train)).values()), None
         if isinstance(work, Train):
-            held += sum(memory.pass_working(layout, work).values())
-        return None if held > room else self._cost(node, work, layout, devices, 0.0)
+            working = memory.pass_working(layout, work)
+            held += sum(working.values())
+        return None if held > room else self._cost(node, work, layout, devices, 0.0, working)
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
@@ -342,8 +349,8 @@ def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -
     return _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
 
 
-def _passed(layout: Layout, work: Forward | Train, correct: Corrector) -> NodeCost:
-    working, trained = memory.pass_working(layout, work), isinstance(work, Train)
+def _passed(layout: Layout, work: Forward | Train, correct: Corrector, working: Parts) -> NodeCost:
+    trained = isinstance(work, Train)
     kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step") if trained else ("chunk",)
     if isinstance(work, Train):
         parts = training.train_parts(layout, work, correct)
