@@ -1,0 +1,103 @@
+"""`rl.traced`: what any torch module asks of a device, found by running it without storage."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlinf_graph.ir.diagnostic import fail, suggest
+from rlinf_graph.ir.operations import Operations
+from rlinf_graph.ir.work import Volume
+
+KNOWN = 32
+"""Captured modules that are remembered: a plan asks for the same work again and again."""
+
+_known: OrderedDict[Any, tuple[Any, Operations]] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor that a module takes.
+
+    Attributes:
+        sizes: numbers, or names of sizes: `samples` and `tokens` are known, others are given to
+            `rl.traced`.
+        dtype: torch's name of its number format.
+    """
+
+    sizes: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+def traced(
+    build: Any,
+    *inputs: Input,
+    volume: Volume,
+    batch: int = 1,
+    backward: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> Operations:
+    """The work of a torch module, operator by operator.
+
+    The module runs once on torch's `meta` device, where tensors have shapes and no storage. What
+    cannot be captured so is named in `Operations.gaps` and left to `rlinf-graph profile`.
+
+    Args:
+        build: a class or function without parameters that makes a module (under
+            `torch.device("meta")`, so that its weights take no memory), a module (its weights are
+            not touched), or a function of tensors.
+        inputs: of the module, in their order.
+        volume: what comes to the node: `samples` go through the module; `tokens` is its mean
+            length.
+        batch: samples of one call on one device.
+        backward: gradients too: of the weights, or of floating inputs where there are none.
+        sizes: of other names in `inputs`.
+
+    Raises:
+        CompileError: RG0512, for a module that raises and for a size that is not known.
+    """
+    mean = max(1, round(volume.lengths.mean))
+    values = {"samples": batch, "tokens": mean, **(sizes or {})}
+    shapes = tuple((_resolved(given, values), given.dtype) for given in inputs)
+    key = _remembered(build), shapes, batch, backward
+    try:
+        hash(key)
+    except TypeError:
+        made = _captured(build, shapes, batch, backward)
+    else:
+        if key not in _known:
+            _known[key] = build, _captured(build, shapes, batch, backward)
+        _known.move_to_end(key)
+        while len(_known) > KNOWN:
+            _known.popitem(last=False)
+        made = _known[key][1]
+    return replace(made, samples=volume.samples)
+
+
+def _captured(build: Any, shapes: Any, batch: int, backward: bool) -> Operations:
+    from rlinf_graph.nodes.tracing.capture import capture  # loads torch
+
+    return capture(build, shapes, backward=backward, samples=batch)
+
+
+def _resolved(given: Input, values: Mapping[str, int]) -> tuple[int, ...]:
+    for size in given.sizes:
+        if isinstance(size, str) and size not in values:
+            message = f"nothing says how large `{size}` is"
+            hint = suggest(size, values) or f"sizes={{{size!r}: ...}}"
+            raise fail("RG0512", message, help=(hint,))
+    return tuple(values[size] if isinstance(size, str) else size for size in given.sizes)
+
+
+def _remembered(build: Any) -> Any:
+    """What a module is remembered by: a lambda that is made anew in each call is the same."""
+    if isinstance(build, types.FunctionType):
+        cells = tuple(cell.cell_contents for cell in build.__closure__ or ())
+        return build.__code__, id(build.__globals__), build.__defaults__, cells
+    if isinstance(build, functools.partial):
+        return _remembered(build.func), build.args, tuple(sorted(build.keywords.items()))
+    return build
