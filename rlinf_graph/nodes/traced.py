@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlinf_graph.dsl.builder import user_frame
 from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.operations import Operations
+from rlinf_graph.ir.span import Span
 from rlinf_graph.ir.work import Volume
 
 KNOWN = 32
@@ -88,8 +90,8 @@ def _resolved(given: Input, values: Mapping[str, int]) -> tuple[int, ...]:
     for size in given.sizes:
         if isinstance(size, str) and size not in values:
             message = f"nothing says how large `{size}` is"
-            hint = suggest(size, values) or f"sizes={{{size!r}: ...}}"
-            raise fail("RG0512", message, help=(hint,))
+            hint = f"{suggest(size, values)}; others come as sizes={{...}}"
+            raise fail("RG0512", message, Span.of_frame(user_frame()), help=(hint,))
     return tuple(values[size] if isinstance(size, str) else size for size in given.sizes)
 
 
@@ -97,7 +99,14 @@ def _remembered(build: Any) -> Any:
     """What a module is remembered by: a lambda that is made anew in each call is the same."""
     if isinstance(build, types.FunctionType):
         cells = tuple(cell.cell_contents for cell in build.__closure__ or ())
-        return build.__code__, id(build.__globals__), build.__defaults__, cells
+        used = tuple((n, build.__globals__.get(n)) for n in sorted(_names(build.__code__)))
+        return build.__code__, build.__defaults__, cells, used
     if isinstance(build, functools.partial):
         return _remembered(build.func), build.args, tuple(sorted(build.keywords.items()))
     return build
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that a function and those inside it look up."""
+    inner = (_names(made) for made in code.co_consts if isinstance(made, types.CodeType))
+    return {*code.co_names}.union(*inner)

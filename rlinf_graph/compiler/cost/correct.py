@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlinf_graph.compiler.cost.layout import dtype_of, place_of
 from rlinf_graph.compiler.cost.passes import Parts
@@ -21,6 +21,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan
 from rlinf_graph.ir.work import Forward, Generate, Train
 
@@ -68,9 +69,12 @@ class Corrections:
         """
         if node.role is Role.SYNC:
             return self._delivery(node.model or "", devices[0])
+        names = sorted({group.device.name for group in self.cluster.groups_of(devices)})
+        if isinstance(node.work, Operations):
+            device = " + ".join(names)
+            return replace(subject_of_host(node), engine=settings.engine, device=device)
         if not isinstance(node.work, Generate | Forward | Train):
             return subject_of_host(node)
-        names = sorted({group.device.name for group in self.cluster.groups_of(devices)})
         return self._of_model(
             node.type, node.model or "", devices, settings.engine, " + ".join(names)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rlinf_graph.compiler.cost import memory, training
+from rlinf_graph.compiler.cost import memory, operations, training
 from rlinf_graph.compiler.cost.constants import (
     CONSTANTS,
     HANDOVER_SECONDS,
@@ -32,11 +32,12 @@ from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
 Items = tuple[tuple[str, float], ...]
-DeviceWork = Generate | Forward | Train
+DeviceWork = Generate | Forward | Train | Operations
 PROFILED = "profiled"
 
 
@@ -115,13 +116,21 @@ class CostModel:
         work, place = self._work(node), place_of(devices)
         key = (node.name, work, place, settings, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
-            self._costs[key] = self._cost(
-                node, work, self._layout(node, place, settings), place, kept
-            )
+            if isinstance(work, Operations):
+                self._refuse(node, place, settings)
+                self._costs[key] = self._traced(node, work, place, settings)
+            else:
+                layout = self._layout(node, place, settings)
+                self._costs[key] = self._cost(node, work, layout, place, kept)
         return self._costs[key]
 
     def _cost(
-        self, node: Node, work: DeviceWork, layout: Layout, place: Sequence[int], kept: float
+        self,
+        node: Node,
+        work: Generate | Forward | Train,
+        layout: Layout,
+        place: Sequence[int],
+        kept: float,
     ) -> NodeCost:
         correct = self.corrections.node(node, place, layout.settings)
         if isinstance(work, Generate):
@@ -131,6 +140,31 @@ class CostModel:
             made = _passed(layout, work, correct)
         return _in_loop(made, node, layout.settings.chunks)
 
+    def _traced(
+        self, node: Node, work: Operations, place: Sequence[int], settings: NodePlan
+    ) -> NodeCost:
+        """The cost of a module that was captured; of what was not, an assumption is part of it."""
+        hardware = self._hardware_of(place, settings.parallel)
+        constants, correct = (
+            self.constants[hardware.kind],
+            self.corrections.node(node, place, settings),
+        )
+        parts = correct("chunk", operations.chunk(work, settings, hardware, constants))
+        resident = operations.resident(work)
+        moving = _moving(memory.moved(resident), hardware, constants)
+        parts = scaled(parts, settings.chunks)
+        assumed = "declared default" if work.gaps else "roofline"
+        made = NodeCost(
+            seconds=sum(parts.values()),
+            parts=_items(parts),
+            resident=_items(resident),
+            working=_items(operations.working(work, settings, constants)),
+            load_s=moving,
+            offload_s=moving,
+            origin=PROFILED if correct.covers("chunk") else assumed,
+        )
+        return _in_loop(made, node, settings.chunks)
+
     def within(
         self, node: Node, devices: range, settings: NodePlan, room: float
     ) -> NodeCost | None:
@@ -139,8 +173,11 @@ class CostModel:
         Neither can one that keeps, or in training works with, more than `room` bytes of a device.
         """
         work = self._work(node)
-        if refusal(self.shapes[node.model or ""], work, len(devices), settings):
+        if self.refusal(node, devices, settings):
             return None
+        if isinstance(work, Operations):
+            cost = self.node(node, devices, settings)
+            return None if sum(size for _part, size in cost.resident) > room else cost
         layout = self._new_layout(node, devices, settings)
         held = sum(memory.resident(layout, isinstance(work, Train)).values())
         if isinstance(work, Train):
@@ -149,8 +186,10 @@ class CostModel:
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
-        shape = self.shapes[node.model or ""]
-        return refusal(shape, self._work(node), len(devices), settings)
+        work = self._work(node)
+        if isinstance(work, Operations):
+            return operations.refusal(len(devices), settings.parallel)
+        return refusal(self.shapes[node.model or ""], work, len(devices), settings)
 
     def chunk_seconds(
         self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
@@ -181,6 +220,9 @@ class CostModel:
         one process takes that a run gives to a host node.
         """
         work = node.work
+        if isinstance(work, Operations):
+            message = f"`{node.name}` works on processors; what is traced needs a device"
+            raise fail("RG0509", message, node.span, help=("@rl.node(place=rl.Place.DEVICE, ...)",))
         if not isinstance(work, HostWork):
             samples = node.volume[0].samples if node.volume else 1
             work = HostWork(samples, HOST_SECONDS, "declared default")
@@ -247,12 +289,15 @@ class CostModel:
         place = place_of(devices)
         key = (node.name, place, settings)
         if key not in self._layouts:
-            refused = self.refusal(node, place, settings)
-            if refused is not None:
-                message = f"`{node.name}` cannot be laid out so: {refused}"
-                raise fail("RG0406", message, node.span)
+            self._refuse(node, place, settings)
             self._layouts[key] = self._new_layout(node, place, settings)
         return self._layouts[key]
+
+    def _refuse(self, node: Node, place: Sequence[int], settings: NodePlan) -> None:
+        refused = self.refusal(node, place, settings)
+        if refused is not None:
+            message = f"`{node.name}` cannot be laid out so: {refused}"
+            raise fail("RG0406", message, node.span)
 
     def _new_layout(self, node: Node, place: Sequence[int], settings: NodePlan) -> Layout:
         hardware = self._hardware_of(place, settings.parallel)
@@ -274,14 +319,18 @@ class CostModel:
         return self._hardware[key]
 
     def _work(self, node: Node) -> DeviceWork:
-        if not isinstance(node.work, Generate | Forward | Train) or node.model is None:
+        work = node.work
+        if isinstance(work, Operations):
+            return work
+        if not isinstance(work, Generate | Forward | Train) or node.model is None:
+            given = "rl.Forward(...)" if node.model else "rl.traced(Module, ...)"
             raise fail(
                 "RG0509",
                 f"`{node.name}` works on devices, and nothing says how much",
                 node.span,
-                help=("give it work: @rl.node(work=lambda call: rl.Forward(...))",),
+                help=(f"give it work: @rl.node(work=lambda call: {given})",),
             )
-        return node.work
+        return work
 
     def _training(self, node: Node) -> Train:
         work = self._work(node)
@@ -309,8 +358,7 @@ def _node_cost(
     layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool
 ) -> NodeCost:
     resident = memory.resident(layout, trained)
-    link = layout.hardware.host_link
-    moving = memory.moved(resident) / (link.bandwidth * layout.constants.host_link) + link.latency
+    moving = _moving(memory.moved(resident), layout.hardware, layout.constants)
     return NodeCost(
         seconds=sum(parts.values()),
         parts=_items(parts),
@@ -320,6 +368,12 @@ def _node_cost(
         offload_s=moving,
         origin=PROFILED if measured else "roofline",
     )
+
+
+def _moving(size: float, hardware: Hardware, constants: Constants) -> float:
+    """Seconds to bring so many bytes from host memory, or to take them there."""
+    link = hardware.host_link
+    return size / (link.bandwidth * constants.host_link) + link.latency
 
 
 def _in_loop(cost: NodeCost, node: Node, chunks: int) -> NodeCost:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +21,27 @@ NEED_VALUES = {
 }
 
 
-class Calls(TorchFunctionMode):
-    """Sees calls before they become operators.
+ATTENTION = functional.scaled_dot_product_attention
+
+
+@contextmanager
+def calls_seen(meter: Meter) -> Iterator[None]:
+    """Let `meter` see calls before they become operators.
 
     The kernels of GPUs compute attention without storing its square; on the `meta` device torch
-    would take it apart instead.
+    would take it apart instead. Functions of torch that call it look it up by its name, and a mode
+    sees only the outermost call: its name is changed meanwhile.
     """
+    functional.scaled_dot_product_attention = partial(_attention, meter)
+    try:
+        with _Calls(meter):
+            yield
+    finally:
+        functional.scaled_dot_product_attention = ATTENTION
+
+
+class _Calls(TorchFunctionMode):
+    """What the user's code itself calls."""
 
     def __init__(self, meter: Meter) -> None:
         """What `meter` notes."""
@@ -35,7 +53,7 @@ class Calls(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in NEED_VALUES:
             self._meter.end(NEED_VALUES[func], "it reads a tensor's values outside torch")
-        if func is functional.scaled_dot_product_attention:
+        if func is ATTENTION:
             return _attention(self._meter, *args, **kwargs)
         return func(*args, **kwargs)
 

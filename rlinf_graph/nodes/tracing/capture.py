@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils._pytree import tree_leaves
 
+from rlinf_graph.dsl.builder import user_frame
 from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.operations import Gap, Operations
 from rlinf_graph.ir.span import Span
-from rlinf_graph.nodes.tracing.attention import Calls
+from rlinf_graph.nodes.tracing.attention import calls_seen
 from rlinf_graph.nodes.tracing.meter import OWN, Meter, Uncapturable
 from rlinf_graph.nodes.tracing.operators import dtype_name
 
@@ -210,7 +211,7 @@ def _running(
             shapes_config.patch(meta_nonzero_assume_all_nonzero=True),
             META,
             meter,
-            Calls(meter),
+            calls_seen(meter),
         ):
             yield
     finally:
@@ -243,7 +244,11 @@ def _raised(build: Any, shapes: Sequence[Shape], error: Exception) -> CompileErr
     given = ", ".join(f"{dtype} {'×'.join(map(str, sizes))}" for sizes, dtype in shapes)
     message = f"`{name}` cannot be traced: it raised {type(error).__name__}: {_named(error)[1]}"
     notes = (f"it was given {given}",) if given else ()
-    return fail("RG0512", message, _raised_at(error), notes=notes, label="raised here")
+    inside = _raised_at(error)
+    span, label = (
+        (inside, "raised here") if inside else (Span.of_frame(user_frame()), "traced here")
+    )
+    return fail("RG0512", message, span, notes=notes, label=label)
 
 
 def _raised_at(error: Exception) -> Span | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from collections import Counter
@@ -29,7 +30,7 @@ from rlinf_graph.nodes.tracing.operators import (
 )
 from rlinf_graph.nodes.tracing.values import Values
 
-OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+OWN = (str(Path(inspect.getfile(torch)).parent), str(Path(__file__).parent))
 """Folders whose frames are not the user's."""
 
 
@@ -83,7 +84,7 @@ class Meter(TorchDispatchMode):
         made = self._decomposed(func, args, kwargs)
         if made is not NotImplemented:
             return made
-        kwargs = _kept_here(func, kwargs)
+        kwargs = _kept_here(kwargs)
         made = self._run(func, args, kwargs)
         self._note(func, args, kwargs, made)
         self._values.follow(func, base_name(func), args, kwargs, made)
@@ -228,7 +229,7 @@ def _selects(func: Any, args: Any) -> bool:
     return any(t.dtype in masks for t in args[1] if isinstance(t, Tensor))
 
 
-def _kept_here(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _kept_here(kwargs: dict[str, Any]) -> dict[str, Any]:
     """A tensor that is sent to another device stays: where it lies does not count."""
     if "device" in kwargs and kwargs["device"] is not None:
         return {**kwargs, "device": torch.device("meta")}
@@ -236,10 +237,12 @@ def _kept_here(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _where() -> str:
-    """The innermost line of the stack that is neither torch's nor this package's."""
+    """The innermost line of the user's on the stack; empty where torch itself is at work."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
+        if file.startswith(OWN[1]) and frame.f_code.co_name == "capture":
+            break
         if not file.startswith((*OWN, "<")):
             return f"{shown_path(file)}:{frame.f_lineno}"
         frame = frame.f_back

@@ -29,12 +29,14 @@ _NAMES: dict[OperationKind, str] = {
     "upsample_bilinear2d_backward add addcmul addcdiv mul div sub lerp sqrt random "
     "logit_backward log_sigmoid_forward log_sigmoid_backward masked_fill bitwise_and bitwise_or",
     "reduction": "native_layer_norm native_layer_norm_backward native_group_norm _softmax "
+    "_safe_softmax "
     "native_group_norm_backward _softmax_backward_data _log_softmax _log_softmax_backward_data "
     "native_batch_norm native_batch_norm_backward cudnn_batch_norm _fused_rms_norm "
     "_native_batch_norm_legit _native_batch_norm_legit_no_training _fused_rms_norm_backward "
     "batch_norm_backward cumsum cumprod logcumsumexp cummax cummin _cummax_helper _cummin_helper "
     "mean sum prod amax amin max min argmax argmin any all var std var_mean std_mean norm "
-    "linalg_vector_norm logsumexp avg_pool2d avg_pool2d_backward avg_pool1d max_pool2d_with_indices "
+    "linalg_vector_norm logsumexp avg_pool2d avg_pool2d_backward avg_pool1d "
+    "max_pool2d_with_indices "
     "max_pool2d_with_indices_backward _adaptive_avg_pool2d _adaptive_avg_pool2d_backward "
     "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward "
     "_weight_norm_interface _cdist_forward count_nonzero histc bincount equal",
@@ -51,7 +53,14 @@ _NAMES: dict[OperationKind, str] = {
 KINDS: dict[str, OperationKind] = {
     name: kind for kind, names in _NAMES.items() for name in names.split()
 }
-NOTHING = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"}
+NOTHING = {
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "empty_permuted",
+}
 """Operators that reserve memory and launch nothing."""
 
 
