@@ -22,8 +22,8 @@ LAYER_LAUNCHES = 40
 """Launches of a decoder layer, counted by `rl.traced` for Qwen2 of transformers: an engine's host
 seconds a layer, divided by this, are those of one launch."""
 
-KEY_BYTES = 8
-"""Of an element's index, which a sort moves with its key."""
+INDEX_BYTES = 8
+"""Of an element's place, which a sort moves with its key."""
 
 
 def chunk(work: Operations, settings: NodePlan, hardware: Hardware, constants: Constants) -> Parts:
@@ -96,7 +96,7 @@ def _seconds(made: Operation, hardware: Hardware, constants: Constants) -> float
     if made.kind == "causal attention":
         flops /= 2  # kernels leave out what is masked
     if made.kind == "sort":
-        moved *= _sort_passes(made)
+        moved = max(moved, _sorted(made, hardware.kind))
     reached = hardware.memory_bandwidth * constants.decoding.bandwidth
     return max(flops / _peak(made.dtype, made.kind, hardware, constants), moved / reached)
 
@@ -109,9 +109,13 @@ def _peak(dtype: str, kind: OperationKind, hardware: Hardware, constants: Consta
     return (peak or figures["float32"]) * share
 
 
-def _sort_passes(made: Operation) -> float:
-    """Radix sort moves keys and indices once for each byte of a key (Adinets and Merrill 2022)."""
-    key = SIZES.get(made.dtype, KEY_BYTES)
-    elements = math.prod(made.shapes[0]) if made.shapes else 0
-    moved = 2 * elements * (key + KEY_BYTES) * key
-    return max(1.0, moved / max(1.0, made.read + made.written))
+def _sorted(made: Operation, kind: str) -> float:
+    """Bytes that a sort reads and writes: keys with their indices, in each of its passes.
+
+    A radix sort on GPUs makes one for each byte of a key (Adinets and Merrill 2022), a merge sort
+    on processors one for each doubling of what is in order.
+    """
+    shape = made.shapes[0] if made.shapes else ()
+    key = SIZES.get(made.dtype, INDEX_BYTES)
+    passes = key if kind == "gpu" else math.log2(max(2, shape[-1] if shape else 1))
+    return 2 * math.prod(shape) * (key + INDEX_BYTES) * passes

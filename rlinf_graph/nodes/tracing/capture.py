@@ -7,7 +7,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -133,6 +133,8 @@ def _completed(
 
 def _positions(inputs: Sequence[Tensor]) -> int:
     """Tokens of a first input of numbers; vectors of one of floats."""
+    if not inputs:
+        return 1
     first = inputs[0]
     return first.shape[:-1].numel() if first.is_floating_point() else first.numel()
 
@@ -208,7 +210,9 @@ def _running(
     try:
         with (
             torch.set_grad_enabled(backward),
-            shapes_config.patch(meta_nonzero_assume_all_nonzero=True),
+            shapes_config.patch(  # pyright: ignore[reportAttributeAccessIssue] set when imported
+                meta_nonzero_assume_all_nonzero=True
+            ),
             META,
             meter,
             calls_seen(meter),
@@ -222,11 +226,20 @@ def _running(
 def _differentiate(subject: _Subject, made: Any, meter: Meter) -> None:
     """Gradients of all outputs that have some."""
     meter.module = ""
-    outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor) and t.requires_grad]
+    outputs = [tensor for tensor in _tensors(made) if tensor.requires_grad]
     if not outputs:
         raise TypeError("backward=True, but none of its outputs depends on a weight or input")
     upstream = [torch.empty_like(output) for output in outputs]
     torch.autograd.grad(outputs, subject.trained, upstream, allow_unused=True)
+
+
+def _tensors(made: Any) -> Iterator[Tensor]:
+    """Those in what a module returns: a nest of containers and dataclasses."""
+    for leaf in tree_leaves(made):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif is_dataclass(leaf):
+            yield from _tensors([getattr(leaf, field.name) for field in fields(leaf)])
 
 
 def _for_lack_of_values(error: Exception, meter: Meter) -> bool:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -72,9 +73,7 @@ class Meter(TorchDispatchMode):
         """What has been launched, equal operations together, in the order of the first of them."""
         return tuple(replace(made, count=count) for made, count in self._counts.items())
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:  # torch's own signature
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator without storage and note it."""
         kwargs = dict(kwargs or {})
         if torch.Tag.data_dependent_output in func.tags:
@@ -113,7 +112,7 @@ class Meter(TorchDispatchMode):
         if made not in self.gaps:
             self.gaps.append(made)
 
-    def end(self, func: Any, reason: str) -> None:
+    def end(self, func: Any, reason: str) -> NoReturn:
         """Name something that nothing after it can be captured for.
 
         Raises:
@@ -142,15 +141,14 @@ class Meter(TorchDispatchMode):
         except Exception as error:
             if func.namespace in ("aten", "prims") and not isinstance(error, NotImplementedError):
                 raise
-            return self._in_place_of(func, args, error)
+            return self._in_place_of(func, args)
 
-    def _in_place_of(self, func: Any, args: Any, error: Exception) -> Any:
+    def _in_place_of(self, func: Any, args: Any) -> Any:
         """For an operator without a kernel for shapes alone: something like its first tensor."""
         first = next((t for t in tree_leaves(args) if isinstance(t, Tensor)), None)
         returns = [str(made.type) for made in func._schema.returns]
         if first is None or returns != ["Tensor"]:
             self.end(func, "no kernel for the meta device")
-            raise error
         self.gap(
             _name(func),
             "no kernel for the meta device (torch.library.register_fake); "
@@ -217,8 +215,9 @@ def _name(func: Any) -> str:
 
 
 def _is_composite(func: Any) -> bool:
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.has_kernel_for_dispatch_key(key)
+    """Whether devices have no kernel for an operator, and run what it is made of."""
+    composite = func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    return composite and not func.has_kernel_for_dispatch_key(DispatchKey.CPU)
 
 
 def _selects(func: Any, args: Any) -> bool:
