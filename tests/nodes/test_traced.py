@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlinf_graph import rl
+from rlinf_graph.compiler.cost.operations import LAYER_LAUNCHES
 from rlinf_graph.ir.operations import Operations
 
 TOKENS = rl.Input(("samples", "tokens"), "int64")
@@ -116,6 +117,8 @@ def test_a_7b_model_takes_seconds_and_no_memory() -> None:
     assert work.parameters == pytest.approx(2 * 7_615_616_512, rel=1e-6)
     assert work.gradients == pytest.approx(work.parameters, rel=1e-6)
     assert sum(o.count for o in work.table if o.kind == "causal attention") == 2 * 28
+    forward = traced(qwen_7b, TOKENS, volume=volume(tokens=4096), batch=1)
+    assert forward.launches / 28 == pytest.approx(LAYER_LAUNCHES, rel=0.02)
 
 
 class Conv(nn.Module):
@@ -194,10 +197,14 @@ def clipped(logits: Tensor, targets: Tensor, advantages: Tensor) -> Tensor:
 
 
 def test_a_loss_is_bytes_of_its_elements() -> None:
-    tokens = rl.Input(("samples", "tokens"), "int64")
-    logits = rl.Input(("samples", "tokens", "vocabulary"))
-    work = traced(clipped, logits, tokens, rl.Input(("samples", "tokens")),
-                  volume=volume(tokens=16), sizes={"vocabulary": 100})  # fmt: skip
+    sizes = ("samples", "tokens")
+    given = (
+        rl.Input((*sizes, "vocabulary")),
+        rl.Input(sizes, "int64"),
+        rl.Input(sizes),
+    )
+    settings = {"volume": volume(tokens=16), "sizes": {"vocabulary": 100}}
+    work = traced(clipped, *given, **settings)
     large, small = 4 * 16 * 100 * 4, 4 * 16 * 4
     by_name = {made.name: (made.read, made.written) for made in work.table}
     assert by_name["aten._log_softmax"] == (large, large)
@@ -207,8 +214,7 @@ def test_a_loss_is_bytes_of_its_elements() -> None:
     assert by_name["aten.mean"] == (small, 4)
     assert work.flops == 0
     assert {made.kind for made in work.table} == {"reduction", "gather/scatter", "element-wise"}
-    assert traced(clipped, logits, tokens, rl.Input(("samples", "tokens")), backward=True,
-                  volume=volume(tokens=16), sizes={"vocabulary": 100}).moved > 2 * work.moved  # fmt: skip
+    assert traced(clipped, *given, **settings, backward=True).moved > 2 * work.moved
 
 
 def test_what_lives_at_once_is_what_backward_needs() -> None:

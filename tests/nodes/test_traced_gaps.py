@@ -202,9 +202,7 @@ def test_a_module_that_raises_by_itself_is_a_diagnostic(
         (rl.Input((32,), "int64"), True, "none of its outputs depends on a weight or input"),
     ],
 )
-def test_inputs_that_cannot_be_are_diagnostics(
-    given: rl.Input, backward: bool, said: str
-) -> None:
+def test_inputs_that_cannot_be_are_diagnostics(given: rl.Input, backward: bool, said: str) -> None:
     volume = rl.Volume(1, rl.Lengths.fixed(1, "declared"))
     with pytest.raises(rl.CompileError) as raised:
         rl.traced(lambda x: x + 1, given, volume=volume, backward=backward)
