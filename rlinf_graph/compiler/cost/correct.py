@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rlinf_graph.compiler.cost.layout import dtype_of, place_of
 from rlinf_graph.compiler.cost.passes import Parts
@@ -15,6 +15,7 @@ from rlinf_graph.compiler.cost.profile import (
     Subject,
     subject_of_host,
     subject_of_model,
+    subject_of_module,
 )
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster
@@ -71,8 +72,7 @@ class Corrections:
             return self._delivery(node.model or "", devices[0])
         names = sorted({group.device.name for group in self.cluster.groups_of(devices)})
         if isinstance(node.work, Operations):
-            device = " + ".join(names)
-            return replace(subject_of_host(node), engine=settings.engine, device=device)
+            return subject_of_module(node, node.work, settings.engine, " + ".join(names))
         if not isinstance(node.work, Generate | Forward | Train):
             return subject_of_host(node)
         return self._of_model(
