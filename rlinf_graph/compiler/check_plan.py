@@ -109,7 +109,7 @@ def layouts_fill_their_devices(graph: Graph, plan: Plan, cluster: Cluster) -> It
             continue
         for start in range(0, len(leaf.devices), parallel.tp):
             block = leaf.devices[start : start + parallel.tp]
-            if len({cluster.machine_of(device) for device in block}) > 1:
+            if len(set(cluster.domains_of(block).tolist())) > 1:
                 message = f"tp {parallel.tp} of `{leaf.node}` straddles machines"
                 note = f"devices {show_devices(block)} are in different machines"
                 yield Diagnostic("RG0406", message, span, notes=(note,))

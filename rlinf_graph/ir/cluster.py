@@ -55,9 +55,11 @@ class NodeGroup:
         nodes: machines.
         devices_per_node: devices of each machine.
         cpus: processor cores of each machine, for host nodes.
-        inside: between devices of one machine.
+        inside: between devices of one machine, and of `machines_inside` machines.
         between: between machines, for each device.
         price_per_hour: of each device, in any currency; None where it is not known.
+        machines_inside: machines that are one domain, counted from the first: their devices
+            reach one another over `inside`, as the 18 machines of an NVL72 rack do.
     """
 
     name: str
@@ -68,11 +70,17 @@ class NodeGroup:
     inside: Link
     between: Link
     price_per_hour: float | None = None
+    machines_inside: int = 1
 
     @property
     def size(self) -> int:
         """Devices of all machines of the group."""
         return self.nodes * self.devices_per_node
+
+    @property
+    def domain(self) -> int:
+        """Devices that reach one another over `inside`."""
+        return min(self.nodes, self.machines_inside) * self.devices_per_node
 
 
 @dataclass(frozen=True)
@@ -130,15 +138,17 @@ class Cluster:
             machine += group.nodes
         return found
 
-    def machine_of(self, device: int) -> int:
-        """The number of the machine that holds a device, counted through all groups."""
-        machine = first = 0
+    def domains_of(self, devices: Sequence[int]) -> NDArray[np.int64]:
+        """The same of domains: machines, but for groups where several are one."""
+        numbers = np.asarray(devices, dtype=np.int64)
+        found = np.zeros_like(numbers)
+        domain = first = 0
         for group in self.groups:
-            if device < first + group.size:
-                return machine + (device - first) // group.devices_per_node
+            inside = (numbers >= first) & (numbers < first + group.size)
+            found[inside] = domain + (numbers[inside] - first) // group.domain
             first += group.size
-            machine += group.nodes
-        raise IndexError(f"device {device} of a cluster with {self.size}")
+            domain += -(-group.size // group.domain)
+        return found
 
     def summary(self) -> str:
         """One line, such as `16 × H100-SXM-80GB`."""

@@ -12,6 +12,7 @@ price_per_hour = 2.5       # of a device, for the objective `cost`; may be left 
 memory_gb = 80             # this and what follows: instead of the catalogue's figure
 memory_bandwidth_gb_s = 3350
 flops.bfloat16_tflops = 989
+machines_inside = 1        # machines that `inside` connects: 18 of an NVL72 rack
 [node_group.inside]        # between devices of one machine: one device and direction
 bandwidth_gb_s = 450
 latency_us = 4
@@ -38,12 +39,11 @@ __all__ = ["detect", "dump_cluster", "load_cluster"]
 
 CODE = "RG0405"
 SHORT = re.compile(r"(\d+)\s*[x×*]\s*([A-Za-z][\w-]*)")
-MACHINE = 8  # devices a machine of a short name has, as DGX and HGX boards do
 CORES_PER_GPU = 12  # of a short name: DGX H100 has 112 cores for 8 GPUs, cloud machines fewer
 
 GROUP_KEYS = {
     **dict.fromkeys(("name", "device"), str),
-    **dict.fromkeys(("nodes", "devices_per_node", "cpus"), int),
+    **dict.fromkeys(("nodes", "devices_per_node", "cpus", "machines_inside"), int),
     **dict.fromkeys(("memory_gb", "memory_bandwidth_gb_s", "price_per_hour"), float),
     **dict.fromkeys(("flops", "inside", "between", "host_link"), dict),
 }
@@ -56,8 +56,8 @@ def load_cluster(spec: str) -> Cluster:
     """The cluster that `spec` names.
 
     Args:
-        spec: `local` (this machine), a short name such as `16xH100` or `8xH100+8xH20` (machines of
-            8), or the path of a TOML file.
+        spec: `local` (this machine), a short name such as `16xH100` or `8xH100+8xH20` (machines as
+            the catalogue has them), or the path of a TOML file.
 
     Raises:
         CompileError: RG0405, with everything that is wrong with the file.
@@ -94,6 +94,7 @@ def _dump_group(group: NodeGroup) -> str:
         f"nodes = {group.nodes}",
         f"devices_per_node = {group.devices_per_node}",
         f"cpus = {group.cpus}",
+        f"machines_inside = {group.machines_inside}",
         f"memory_gb = {_scaled(device.memory, hardware.GIGA)}",
         f"memory_bandwidth_gb_s = {_scaled(device.memory_bandwidth, hardware.GIGA)}",
         *([] if group.price_per_hour is None else [f"price_per_hour = {group.price_per_hour!r}"]),
@@ -135,17 +136,26 @@ def _short_group(count: int, name: str) -> NodeGroup:
     entry = hardware.find(name)
     if entry is None:
         raise fail(CODE, f"there is no device `{name}`", help=(suggest(name, hardware.names()),))
-    per_node = count if entry.device.kind == "cpu" else min(count, MACHINE)
+    machine = entry.machine
+    per_node = count if entry.device.kind == "cpu" else min(count, machine)
     if count < 1 or count % per_node:
-        near = max(MACHINE, count - count % MACHINE)
+        near = max(machine, count - count % machine)
         raise fail(
             CODE,
-            f"`{count}x{name}` are not whole machines of {MACHINE}",
-            help=(f"write {near}x{name} or {near + MACHINE}x{name}, or a cluster file",),
+            f"`{count}x{name}` are not whole machines of {machine}",
+            help=(f"write {near}x{name} or {near + machine}x{name}, or a cluster file",),
         )
     cores = count if entry.device.kind == "cpu" else CORES_PER_GPU * per_node
-    nodes, links = count // per_node, (entry.inside, entry.between)
-    return NodeGroup(name.lower(), entry.device, nodes, per_node, cores, *links)
+    return NodeGroup(
+        name=name.lower(),
+        device=entry.device,
+        nodes=count // per_node,
+        devices_per_node=per_node,
+        cpus=cores,
+        inside=entry.inside,
+        between=entry.between,
+        machines_inside=entry.machines_inside,
+    )
 
 
 class _Reader:
@@ -213,6 +223,7 @@ class _Reader:
             inside=inside or entry.inside,
             between=between or entry.between,
             price_per_hour=table.get("price_per_hour"),
+            machines_inside=table.get("machines_inside", entry.machines_inside),
         )
 
     def _link(self, table: dict[str, Any], name: str, index: int) -> Link | None:

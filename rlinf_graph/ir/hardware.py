@@ -13,16 +13,28 @@ from rlinf_graph.ir.cluster import DeviceType, Link
 GIGA = 1e9
 TERA = 1e12
 MICRO = 1e-6
+MACHINE = 8  # devices of a machine where the file says nothing, as DGX and HGX boards have
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A device with the links that its machines usually have."""
+    """A device with the links that its machines usually have.
+
+    Attributes:
+        device: its figures.
+        aliases: other names of it.
+        inside: between devices of a machine, and of `machines_inside` machines.
+        between: between machines.
+        machine: devices of a machine, as they are sold.
+        machines_inside: machines whose devices reach one another over `inside`.
+    """
 
     device: DeviceType
     aliases: tuple[str, ...]
     inside: Link
     between: Link
+    machine: int
+    machines_inside: int
 
 
 @cache
@@ -62,4 +74,5 @@ def _entry(name: str, fields: dict[str, Any]) -> Entry:
         source=fields["source"],
     )
     inside, between = link(**fields["inside"]), link(**fields["between"])
-    return Entry(device, tuple(fields["aliases"]), inside, between)
+    machine, machines = fields.get("machine", MACHINE), fields.get("machines_inside", 1)
+    return Entry(device, tuple(fields["aliases"]), inside, between, machine, machines)

@@ -156,6 +156,15 @@ def test_the_catalogue_is_complete(entry: hardware.Entry) -> None:
     assert entry.between.bandwidth <= 2 * entry.inside.bandwidth
 
 
+def test_a_rack_is_machines_that_one_link_connects() -> None:
+    group = load_cluster("144xGB200").groups[0]
+    assert (group.nodes, group.devices_per_node, group.machines_inside) == (36, 4, 18)
+    assert group.domain == 72
+    cluster = load_cluster("8xH100+8xGB200+16xH100")
+    assert cluster.domains_of(range(32)).tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8
+    assert cluster.machines_of(range(8, 16)).tolist() == [1] * 4 + [2] * 4
+
+
 def test_aliases_name_one_device() -> None:
     names = [name.lower() for name in hardware.names()]
     assert len(names) == len(set(names))

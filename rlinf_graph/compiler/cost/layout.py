@@ -10,7 +10,6 @@ from functools import cached_property
 from rlinf_graph.compiler.cost.constants import (
     Constants,
     EngineTraits,
-    engine_traits,
 )
 from rlinf_graph.compiler.cost.links import Ring, ring
 from rlinf_graph.compiler.cost.shapes import ModelShape
@@ -81,7 +80,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         tensor=ring(cluster, devices[:tp]),
         context=ring(cluster, devices[:model:tp]),
         data=ring(cluster, devices[:stage:tp]),
-        experts=ring(cluster, devices[: model * parallel.ep : model]),
+        experts=ring(cluster, devices[: tp * parallel.ep : tp]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
     )
 
@@ -113,8 +112,9 @@ class Layout:
 
     @cached_property
     def traits(self) -> EngineTraits:
-        """How the engine drives the device."""
-        return engine_traits(self.settings.engine, self.hardware.kind)
+        """How the engine drives the device; one that is not known is taken for torch."""
+        engines = self.constants.engines
+        return engines.get(self.settings.engine, engines["torch"])
 
     @cached_property
     def element(self) -> int:
@@ -171,7 +171,9 @@ class Layout:
 
     def launch_s(self, passes: float = 1.0) -> float:
         """Host seconds to issue the layers of a stage `passes` times."""
-        return passes * self.traits.layer_s * self.shape.launches * self.shape.layers * self.stage
+        shape, traits = self.shape, self.traits
+        layers = traits.layer_s * shape.launches * shape.layers
+        return passes * (layers + traits.expert_layer_s * shape.expert_layers) * self.stage
 
 
 def refusal(shape: ModelShape, work: Work, devices: int, settings: NodePlan) -> str | None:
@@ -193,8 +195,8 @@ def _uneven(shape: ModelShape, parallel: Parallel) -> str | None:
         return f"ep {parallel.ep}, but the model has no experts"
     if shape.experts and shape.experts % parallel.ep:
         return f"ep {parallel.ep} does not divide {shape.experts} experts"
-    if parallel.dp % parallel.ep:
-        return f"ep {parallel.ep} does not divide dp {parallel.dp}"
+    if parallel.dp * parallel.cp % parallel.ep:
+        return f"ep {parallel.ep} does not divide dp {parallel.dp} times cp {parallel.cp}"
     return None
 
 

@@ -78,7 +78,7 @@ class Ring:
 def ring(cluster: Cluster, devices: Sequence[int]) -> Ring:
     """The ring over some devices of a cluster."""
     groups = cluster.groups_of(devices)
-    machines = np.bincount(cluster.machines_of(devices))
+    machines = np.bincount(cluster.domains_of(devices))
     machines = machines[machines > 0]
     inside = _slowest([group.inside for group in groups])
     between = _slowest([group.between for group in groups]) if len(machines) > 1 else None

@@ -10,8 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rlinf_graph.compiler.cost.mixer import Mixer
 from rlinf_graph.compiler.cost.network import network_shape
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.compiler.cost.vision import Tower
 from rlinf_graph.dsl.model import SMALL
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import ModelDef
@@ -27,8 +29,10 @@ def known_models() -> dict[str, ModelShape]:
     text = resources.files("rlinf_graph.compiler.cost").joinpath("models.toml").read_text("utf-8")
     known: dict[str, ModelShape] = {}
     for fields in tomllib.loads(text).values():
-        names = fields.pop("names")
-        known |= dict.fromkeys(names, ModelShape(**fields))
+        names, mixer = fields.pop("names"), fields.pop("mixer", None)
+        towers = tuple(Tower(**tower) for tower in fields.pop("towers", ()))
+        shape = ModelShape(**fields, mixer=Mixer(**mixer) if mixer else None, towers=towers)
+        known |= dict.fromkeys(names, shape)
     return known
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost import memory, operations, training
 from rlinf_graph.compiler.cost.constants import (
     CONSTANTS,
     HANDOVER_SECONDS,
     HOST_SECONDS,
-    STEP_SECONDS,
     Constants,
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
@@ -23,45 +21,24 @@ from rlinf_graph.compiler.cost.layout import (
     place_of,
     refusal,
 )
-from rlinf_graph.compiler.cost.links import COLLECTIVE, ring
+from rlinf_graph.compiler.cost.links import ring
 from rlinf_graph.compiler.cost.lookup import shape_of
+from rlinf_graph.compiler.cost.node_cost import PROFILED, NodeCost, in_loop, items, moving_s
 from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
+from rlinf_graph.compiler.cost.uncertainty import of_profile
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
+from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
-Items = tuple[tuple[str, float], ...]
 DeviceWork = Generate | Forward | Train | Operations
-PROFILED = "profiled"
-
-
-@dataclass(frozen=True)
-class NodeCost:
-    """What a node costs in one iteration.
-
-    Attributes:
-        seconds: its devices are busy with it, all chunks together.
-        parts: seconds by cause; their sum is `seconds`.
-        resident: bytes of each device that stay between uses, by what they hold.
-        working: bytes of each device only while the node runs.
-        load_s: seconds to bring the resident part from host memory.
-        offload_s: seconds to take it there.
-        origin: `roofline`, `profiled` or `declared`.
-    """
-
-    seconds: float
-    parts: Items = ()
-    resident: Items = ()
-    working: Items = ()
-    load_s: float = 0.0
-    offload_s: float = 0.0
-    origin: str = "roofline"
 
 
 class CostModel:
@@ -118,7 +95,11 @@ class CostModel:
         if key not in self._costs:
             if isinstance(work, Operations):
                 self._refuse(node, place, settings)
-                self._costs[key] = self._traced(node, work, place, settings)
+                hardware = self._hardware_of(place, settings.parallel)
+                constants = self.constants[hardware.kind]
+                correct = self.corrections.node(node, place, settings)
+                made = operations.cost(work, settings, hardware, constants, correct)
+                self._costs[key] = in_loop(made, node, settings.chunks)
             else:
                 layout = self._layout(node, place, settings)
                 self._costs[key] = self._cost(node, work, layout, place, kept)
@@ -138,32 +119,7 @@ class CostModel:
             made = _sampled(layout, dict(parts), dict(working), correct)
         else:
             made = _passed(layout, work, correct)
-        return _in_loop(made, node, layout.settings.chunks)
-
-    def _traced(
-        self, node: Node, work: Operations, place: Sequence[int], settings: NodePlan
-    ) -> NodeCost:
-        """The cost of a module that was captured; of what was not, an assumption is part of it."""
-        hardware = self._hardware_of(place, settings.parallel)
-        constants, correct = (
-            self.constants[hardware.kind],
-            self.corrections.node(node, place, settings),
-        )
-        parts = correct("chunk", operations.chunk(work, settings, hardware, constants))
-        resident = operations.resident(work)
-        moving = _moving(memory.moved(resident), hardware, constants)
-        parts = scaled(parts, settings.chunks)
-        assumed = "declared default" if work.gaps else "roofline"
-        made = NodeCost(
-            seconds=sum(parts.values()),
-            parts=_items(parts),
-            resident=_items(resident),
-            working=_items(operations.working(work, settings, constants)),
-            load_s=moving,
-            offload_s=moving,
-            origin=PROFILED if correct.covers("chunk") else assumed,
-        )
-        return _in_loop(made, node, settings.chunks)
+        return in_loop(made, node, layout.settings.chunks)
 
     def within(
         self, node: Node, devices: range, settings: NodePlan, room: float
@@ -228,12 +184,13 @@ class CostModel:
             work = HostWork(samples, HOST_SECONDS, "declared default")
         if made := self.corrections.host(node):
             seconds = made.seconds(work.samples * work.seconds_per_sample)
-            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
-            return _in_loop(once, node, chunks=1)
+            width = of_profile(made.residual, made.spread)
+            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED, width=width)
+            return in_loop(once, node, chunks=1)
         used = max(1, min(processes, group.cpus * group.nodes))
         seconds = work.samples * work.seconds_per_sample / used
         once = NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
-        return _in_loop(once, node, chunks=1)
+        return in_loop(once, node, chunks=1)
 
     def handover(self, samples: int) -> float:
         """Seconds until a batch that one worker has is with another; 0 where nobody measured it."""
@@ -241,33 +198,61 @@ class CostModel:
         return made.seconds(samples * HANDOVER_SECONDS) if made else 0.0
 
     def sync(
-        self, model: str, source: Sequence[int], target: Sequence[int], method: str
+        self,
+        model: str,
+        source: Sequence[int],
+        target: Sequence[int],
+        method: Method,
+        *,
+        changed: float = 1.0,
+        rank: int = 0,
     ) -> tuple[float, str]:
         """Seconds to bring a model's weights from its trainer to who serves it, and the origin.
 
-        `copy` stays on the devices: the shards of the trainer are gathered, written once.
-        `broadcast` sends all weights through the slowest link on the way. The trainer's layout is
-        not asked for: every device is taken to need all of the weights. A profile corrects what a
-        device does for it, not the way between devices.
+        A profile corrects what a device does for it, not the way between devices.
+
+        Args:
+            model: name.
+            source: the trainer's devices; its layout is not asked for, every device is taken to
+                need all of the weights.
+            target: those that serve it.
+            method: `copy` stays on the trainer's devices; `broadcast` sends all weights to the
+                others, `delta` the share that changed, `adapter` those of low-rank adapters.
+            changed: share of the weights that differ from the last version, for `delta`.
+            rank: of the adapters, for `adapter`.
         """
+        refit = self._refit(model, source, target, method, changed, rank)
+        parts, origin = refit.parts(), "roofline"
+        if made := self.corrections.sync(model, source[0]):
+            parts["weights"] = made.seconds(parts["weights"])
+            origin = PROFILED if refit.ring.size == 1 else origin
+        return sum(parts.values()), origin
+
+    def _refit(
+        self,
+        model: str,
+        source: Sequence[int],
+        target: Sequence[int],
+        method: Method,
+        changed: float,
+        rank: int,
+    ) -> Refit:
         definition, shape = self._models[model], self.shapes[model]
         groups = {*self.cluster.groups_of(source), *self.cluster.groups_of(target)}
         kinds = {group.device.kind for group in groups}
-        dtype = dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")
-        size = shape.parameters(definition.head) * SIZES[dtype]
-        devices = sorted({*source, *target}) if method == "broadcast" else list(source)
-        slowest = min(
-            g.device.memory_bandwidth * self.constants[g.device.kind].decoding.bandwidth
-            for g in groups
+        constants = self.constants["cpu" if "cpu" in kinds else "gpu"]
+        bandwidth = min(group.device.memory_bandwidth for group in groups)
+        devices = list(source) if method == "copy" else sorted({*source, *target})
+        weights = shape.parameters(definition.head)
+        return Refit(
+            shape=shape,
+            weights=adapter_weights(shape, rank) if method == "adapter" else weights,
+            element=SIZES[dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")],
+            ring=ring(self.cluster, devices),
+            bandwidth=bandwidth * constants.decoding.bandwidth,
+            constants=constants.iteration,
+            changed=changed if method == "delta" else 1.0,
         )
-        refit = min(self.constants[g.device.kind].iteration.refit for g in groups)
-        seconds, origin = 2 * size / slowest, "roofline"
-        if made := self.corrections.sync(model, source[0]):
-            seconds, origin = made.seconds(seconds), PROFILED
-        if len(devices) > 1:
-            seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / refit
-            origin = "roofline"
-        return seconds, origin
 
     def _sampling(
         self, node: Node, layout: Layout, work: Generate, kept: float
@@ -341,49 +326,38 @@ class CostModel:
 
 def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
-    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+    width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
+    measured = correct.covers("chunk")
+    return _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
 
 
 def _passed(layout: Layout, work: Forward | Train, correct: Corrector) -> NodeCost:
-    working = memory.pass_working(layout, work)
+    working, trained = memory.pass_working(layout, work), isinstance(work, Train)
+    kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step") if trained else ("chunk",)
     if isinstance(work, Train):
         parts = training.train_parts(layout, work, correct)
-        measured = correct.covers("accumulate", "optimizer_step")
-        return _node_cost(layout, parts, working, trained=True, measured=measured)
-    parts = scaled(correct("chunk", training.forward_chunk(layout, work)), layout.settings.chunks)
-    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+    else:
+        chunk = correct("chunk", training.forward_chunk(layout, work))
+        parts = scaled(chunk, layout.settings.chunks)
+    width = correct.width(kinds, parts, layout.constants.widths.passes)
+    measured = correct.covers(*kinds)
+    return _node_cost(layout, parts, working, trained=trained, measured=measured, width=width)
 
 
 def _node_cost(
-    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool
+    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool, width: float
 ) -> NodeCost:
     resident = memory.resident(layout, trained)
-    moving = _moving(memory.moved(resident), layout.hardware, layout.constants)
+    moving = moving_s(memory.moved(resident), layout.hardware, layout.constants)
+    if layout.traits.paged:
+        moving += layout.constants.iteration.wake_s / 2
     return NodeCost(
         seconds=sum(parts.values()),
-        parts=_items(parts),
-        resident=_items(resident),
-        working=_items(working),
+        parts=items(parts),
+        resident=items(resident),
+        working=items(working),
         load_s=moving,
         offload_s=moving,
         origin=PROFILED if measured else "roofline",
+        width=width,
     )
-
-
-def _moving(size: float, hardware: Hardware, constants: Constants) -> float:
-    """Seconds to bring so many bytes from host memory, or to take them there."""
-    link = hardware.host_link
-    return size / (link.bandwidth * constants.host_link) + link.latency
-
-
-def _in_loop(cost: NodeCost, node: Node, chunks: int) -> NodeCost:
-    """The cost of a node in all steps of the loops around it, from that of one step."""
-    if not node.region:
-        return cost
-    parts = [(name, seconds * node.steps) for name, seconds in cost.parts]
-    parts.append(("loop", STEP_SECONDS * node.steps * chunks))
-    return replace(cost, seconds=sum(s for _name, s in parts), parts=tuple(parts))
-
-
-def _items(parts: Parts) -> Items:
-    return tuple((name, value) for name, value in parts.items() if value)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 from rlinf_graph.compiler.cost.constants import Constants, engine_traits
+from rlinf_graph.compiler.cost.correct import Corrector
 from rlinf_graph.compiler.cost.layout import SIZES, Hardware
+from rlinf_graph.compiler.cost.memory import moved
+from rlinf_graph.compiler.cost.node_cost import PROFILED, NodeCost, items, moving_s
 from rlinf_graph.compiler.cost.passes import Parts, added, per_rank, scaled, split_calls
 from rlinf_graph.ir.operations import Operation, OperationKind, Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
@@ -24,6 +27,31 @@ seconds a layer, divided by this, are those of one launch."""
 
 INDEX_BYTES = 8
 """Of an element's place, which a sort moves with its key."""
+
+
+def cost(
+    work: Operations,
+    settings: NodePlan,
+    hardware: Hardware,
+    constants: Constants,
+    correct: Corrector,
+) -> NodeCost:
+    """The cost of a module that was captured; of what was not, an assumption is part of it."""
+    parts = correct("chunk", chunk(work, settings, hardware, constants))
+    parts = scaled(parts, settings.chunks)
+    held = resident(work)
+    moving = moving_s(moved(held), hardware, constants)
+    assumed = "declared default" if work.gaps else "roofline"
+    return NodeCost(
+        seconds=sum(parts.values()),
+        parts=items(parts),
+        resident=items(held),
+        working=items(working(work, settings, constants)),
+        load_s=moving,
+        offload_s=moving,
+        origin=PROFILED if correct.covers("chunk") else assumed,
+        width=correct.width(("chunk",), parts, constants.widths.passes),
+    )
 
 
 def chunk(work: Operations, settings: NodePlan, hardware: Hardware, constants: Constants) -> Parts:

@@ -195,7 +195,7 @@ class Rollout:
             idle = np.maximum(0.0, launch - busy - talk)
         else:
             idle = np.full_like(busy, launch)
-        idle = idle + layout.traits.step_s
+        idle = idle + layout.traits.step_s + layout.traits.sequence_s * batch
         parts = {"decode": float(np.dot(steps, busy)), "launch": float(np.dot(steps, idle))}
         if parallel.devices > parallel.dp or parallel.ep > 1:
             parts["tp communication"] = float(np.dot(steps, talk))

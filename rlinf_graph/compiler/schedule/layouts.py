@@ -210,7 +210,7 @@ class Layouts:
             return
         shape, pin = self.costs.shapes[node.model or ""], self.pins.get(node.name, FREE)
         long = node.role is not Role.EVALUATE and _longest(node) >= LONG
-        machine = group.devices_per_node
+        machine = group.domain
         for tp in _degrees("tp", able, machine, pin.tp):
             for pp in _degrees("pp", able, shape.layers, pin.pp):
                 for cp in _degrees("cp", able, machine // tp if long else 1, pin.cp):

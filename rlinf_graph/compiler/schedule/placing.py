@@ -92,7 +92,7 @@ class Placer:
         """Whether some tensor-parallel ranks are on different machines."""
         if tp == 1:
             return False
-        machines = self.items.cluster.machines_of(devices).reshape(-1, tp)
+        machines = self.items.cluster.domains_of(devices).reshape(-1, tp)
         return bool((machines != machines[:, :1]).any())
 
     def _split(self, tree: Tree, pool: Pool) -> Placement | None:

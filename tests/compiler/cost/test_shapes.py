@@ -1,15 +1,21 @@
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from rlinf_graph.compiler.cost.lookup import known_models, read_config, shape_of
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.ir import hardware
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import ModelDef
 
+ALIASES = Path(__file__).parents[3] / "benchmarks" / "data" / "model_aliases.toml"
+
 # Parameter counts that the Hugging Face hub shows for the safetensors files. Stored twice there,
 # and counted once here: the tied matrices of Qwen3-0.6B and 1.7B (their cards say 0.6B and 1.7B).
-# DeepSeek-V3: 671B of its card, without the 14B of multi-token prediction.
+# DeepSeek-V3: 671B of its card, without the 14B of multi-token prediction. Llama 4: their cards'
+# 109B and 400B, without the vision tower of 0.9B. Qwen3.5-9B: its name, without the tower. GPT-3:
+# Brown et al. 2020. GPT-177B, 583M, 16B: Megatron-LM's names. Hybrid-2B: its name, and both ends.
 PUBLISHED = {
     "Qwen/Qwen2.5-0.5B": 494.0e6,
     "Qwen/Qwen2.5-1.5B-Instruct": 1.544e9,
@@ -33,6 +39,31 @@ PUBLISHED = {
     "meta-llama/Llama-3.2-3B": 3.21e9,
     "mistralai/Mistral-7B-v0.1": 7.24e9,
     "mistralai/Mistral-7B-v0.3": 7.25e9,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7.24e9,
+    "mistralai/Mixtral-8x7B-v0.1": 46.7e9,
+    "meta-llama/Llama-3.1-405B": 405.9e9,
+    "meta-llama/Llama-2-7b-hf": 6.74e9,
+    "meta-llama/Llama-2-13b-hf": 13.02e9,
+    "codellama/CodeLlama-34b-hf": 33.7e9,
+    "meta-llama/Llama-2-70b-hf": 68.98e9,
+    "meta-llama/Llama-4-Scout-17B-16E": 108.6e9 - 0.9e9,
+    "meta-llama/Llama-4-Maverick-17B-128E": 401.6e9 - 0.9e9,
+    "openai/gpt-oss-20b": 20.9e9,
+    "openai/gpt-oss-120b": 116.8e9,
+    "moonshotai/Kimi-K2-Base": 1026e9,
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": 79.7e9,
+    "Qwen/Qwen3.5-9B": 9e9,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3.755e9,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8.292e9,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31.6e9,
+    "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16": 120.6e9,
+    "nvidia/Nemotron-H-8B-Base-8K": 8.1e9,
+    "openai/gpt-3-175b": 174.6e9,
+    "Megatron-LM/GPT-177B": 177e9,
+    "Megatron-LM/GPT-583M": 583e6,
+    "Megatron-LM/DeepSeek-style-16B": 16e9,
+    "Megatron-LM/Hybrid-2B": 2.337e9 + 2 * 131072 * 2048,
+    "deepseek-ai/DeepSeek-V2-Lite": 15.7e9,
     "deepseek-ai/DeepSeek-V3": 671e9,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1.78e9,
     "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": 8.03e9,
@@ -60,17 +91,38 @@ def test_a_score_head_takes_the_place_of_the_output_matrix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "active"),
-    [  # activated parameters of the model cards
-        ("Qwen/Qwen3-30B-A3B", 3.3e9),
-        ("Qwen/Qwen3-235B-A22B", 22e9),
-        ("deepseek-ai/DeepSeek-V3", 37e9),
+    ("name", "active", "ends"),
+    [  # activated parameters of the model cards; which count one end, both or none
+        ("Qwen/Qwen3-30B-A3B", 3.3e9, 2),
+        ("Qwen/Qwen3-235B-A22B", 22e9, 2),
+        ("deepseek-ai/DeepSeek-V3", 37e9, 2),
+        ("moonshotai/Kimi-K2-Base", 32e9, 1),
+        ("meta-llama/Llama-4-Scout-17B-16E", 17e9, 2),
+        ("meta-llama/Llama-4-Maverick-17B-128E", 17e9, 2),
+        ("openai/gpt-oss-20b", 3.6e9, 1),
+        ("openai/gpt-oss-120b", 5.1e9, 1),
+        ("mistralai/Mixtral-8x7B-v0.1", 12.9e9, 2),
+        ("deepseek-ai/DeepSeek-V2-Lite", 2.4e9, 1),
+        ("Megatron-LM/DeepSeek-style-16B", 2.8e9, 2),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 3.2e9, 1),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16", 12e9, 1),
     ],
 )
-def test_active_parameters_are_those_published(name: str, active: float) -> None:
+def test_active_parameters_are_those_published(name: str, active: float, ends: int) -> None:
     known = shape(name)
-    both_ends = 2 * known.vocab * known.hidden
-    assert known.active_matrices + both_ends == pytest.approx(active, rel=0.03)
+    counted = known.active_matrices + ends * known.vocab * known.hidden
+    assert counted == pytest.approx(active, rel=0.03)
+
+
+def test_every_published_model_has_a_shape_or_a_reason() -> None:
+    table = tomllib.loads(ALIASES.read_text("utf-8"))
+    for canonical, spelled in table["models"].items():
+        assert canonical in known_models()
+        assert not set(spelled) & set(table["unknown"])
+    for device, spelled in table["devices"].items():
+        assert hardware.find(device), spelled
+    shapes = [shape(canonical) for canonical in table["models"]]
+    assert len(set(shapes)) == len(shapes), "two names of one shape are one model"
 
 
 def test_names_are_found_in_any_case_and_from_any_mirror() -> None:
