@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
 from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
-from rlinf_graph.compiler.cost.pass_constants import PassConstants
+from rlinf_graph.compiler.cost.pass_constants import CPU, PassConstants
 from rlinf_graph.compiler.cost.uncertainty import Widths
 
 COLLECTIVE = 0.8
@@ -131,7 +131,7 @@ CONSTANTS = {
     # 89 (4 of 384) of the catalogue's 100; with half of its 20 GB/s, sampling 64 to 512 sequences
     # of 8 and 32 tokens comes out 23 % too fast to 17 % too slow.
     "cpu": Constants(
-        passes=PassConstants(matmul=0.75),
+        passes=CPU,
         decoding=DecodeConstants(bandwidth=0.5),
         iteration=IterationConstants(matrix_s=0.0, wake_s=0.0),
         host_link=1.0,

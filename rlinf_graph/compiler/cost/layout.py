@@ -11,6 +11,7 @@ from rlinf_graph.compiler.cost.constants import (
     Constants,
     EngineTraits,
 )
+from rlinf_graph.compiler.cost.execution import PLAIN, Execution
 from rlinf_graph.compiler.cost.links import Ring, ring
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, Link
@@ -50,6 +51,8 @@ class Hardware:
         data: the devices that hold the same part of the model: data and context ranks.
         experts: the devices that hold a replica's experts together.
         stages: two neighbours of a pipeline.
+        replicas: the devices that hold the same experts.
+        power: watts of a device; 0 where one's are not known.
     """
 
     kind: str
@@ -62,6 +65,8 @@ class Hardware:
     data: Ring
     experts: Ring
     stages: Ring
+    replicas: Ring
+    power: float = 0.0
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -71,6 +76,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
     links = [device.host_link for device in types]
     tp, model = parallel.tp, parallel.tp * parallel.cp
     stage = model * parallel.dp
+    data = ring(cluster, devices[:stage:tp])
     return Hardware(
         kind="cpu" if any(device.kind == "cpu" for device in types) else "gpu",
         memory=min(device.memory for device in types),
@@ -79,9 +85,11 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         host_link=Link(min(k.bandwidth for k in links), max(k.latency for k in links)),
         tensor=ring(cluster, devices[:tp]),
         context=ring(cluster, devices[:model:tp]),
-        data=ring(cluster, devices[:stage:tp]),
+        data=data,
         experts=ring(cluster, devices[: tp * parallel.ep : tp]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
+        replicas=ring(cluster, devices[: stage : tp * parallel.ep]) if parallel.ep > 1 else data,
+        power=min(device.power for device in types),
     )
 
 
@@ -96,6 +104,7 @@ class Layout:
         hardware: its devices.
         settings: the node's plan.
         constants: of its kind of device.
+        execution: how the engine runs passes.
     """
 
     shape: ModelShape
@@ -104,6 +113,7 @@ class Layout:
     hardware: Hardware
     settings: NodePlan
     constants: Constants
+    execution: Execution = PLAIN
 
     @property
     def parallel(self) -> Parallel:

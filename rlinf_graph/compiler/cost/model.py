@@ -12,6 +12,7 @@ from rlinf_graph.compiler.cost.constants import (
     Constants,
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
+from rlinf_graph.compiler.cost.execution import EXECUTIONS, PLAIN
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
     Hardware,
@@ -295,6 +296,7 @@ class CostModel:
             hardware=hardware,
             settings=settings,
             constants=self.constants[hardware.kind],
+            execution=EXECUTIONS.get(settings.engine, PLAIN),
         )
 
     def _hardware_of(self, devices: Sequence[int], parallel: Parallel) -> Hardware:

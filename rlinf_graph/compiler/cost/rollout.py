@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
 from rlinf_graph.compiler.cost.layout import Layout
-from rlinf_graph.compiler.cost.passes import Packed, Parts, added, per_rank, scaled
+from rlinf_graph.compiler.cost.packed import Packed
+from rlinf_graph.compiler.cost.passes import Parts, added, per_rank, scaled
 from rlinf_graph.ir.work import Generate
 
 Array = npt.NDArray[np.float64]

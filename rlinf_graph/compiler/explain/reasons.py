@@ -102,7 +102,8 @@ class Words:
         elif row.micro_batch is not None:
             said.append(f"micro-batches of {row.micro_batch} a replica")
         if row.recompute:
-            said.append("activations recomputed")
+            some = "some " if row.recompute == "selective" else ""
+            said.append(f"{some}activations recomputed")
         if row.offloaded:
             moved = self.clock.text(row.estimate.part("switch"))
             said.append(f"offloaded between turns (load and offload {moved})")

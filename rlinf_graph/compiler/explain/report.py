@@ -112,7 +112,7 @@ class Row:
     chunks: int = 1
     micro_batch: int | None = None
     optimizer_steps: int | None = None
-    recompute: bool = False
+    recompute: bool | Literal["selective"] = False
     offloaded: bool = False
     folded: bool = False
     steps: int | None = None

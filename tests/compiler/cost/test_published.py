@@ -87,22 +87,23 @@ def test_iterations_of_nemo_rl(
     [(8, 6667), (128, 6514)],
 )
 def test_training_of_torchtitan(case, devices: int, tokens_s: float) -> None:
-    """Llama-3.1-8B, FSDP, two sequences of 8,192; its H100s have 500 W and slower memory.
+    """Llama-3.1-8B, FSDP, two sequences of 8,192, selective recomputation.
 
-    Source: torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, BF16 compiled. Without
-    compilation they are 14 % slower, which the model does not tell apart.
+    Source: torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, BF16 compiled. The engine here
+    is another one, whose attention is faster than torch's.
     """
     work = Train(2 * devices, Lengths.fixed(8192, "declared"), 1, 1)
     train = case(
         work,
-        cluster=f"{devices}xH100",
+        cluster=f"{devices}xH100-96GB",
         model=LLAMA,
         engine="megatron",
         dp=devices,
         shard="fsdp",
         micro_batch=2,
+        recompute="selective",
     )
-    assert 2 * 8192 / train.seconds == pytest.approx(tokens_s, rel=0.25)
+    assert 2 * 8192 / train.seconds == pytest.approx(tokens_s, rel=0.15)
 
 
 def test_memory_of_torchtitan_lies_between_no_and_full_recomputation(case) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from rlinf_graph.compiler.cost import CostModel
-from rlinf_graph.compiler.cost.passes import expected_longest
+from rlinf_graph.compiler.cost.packed import expected_longest
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
@@ -95,8 +95,9 @@ def test_a_pipeline_waits_at_its_ends(case) -> None:
 def test_sharding_over_slow_networks_is_waited_for(case) -> None:
     fast = case(TRAIN, dp=8, shard="fsdp", micro_batch=8)
     slow = case(TRAIN, cluster="8xL40S", dp=8, shard="fsdp", micro_batch=1)
-    assert "fsdp communication" not in dict(fast.cost().parts)
-    assert dict(slow.cost().parts)["fsdp communication"] > 0
+    waited = [dict(c.cost().parts)["fsdp communication"] / c.seconds for c in (fast, slow)]
+    assert waited[0] < 0.05
+    assert waited[1] > 0.3
 
 
 def test_a_node_on_different_devices_is_as_fast_as_the_slowest(case) -> None:
@@ -105,7 +106,8 @@ def test_a_node_on_different_devices_is_as_fast_as_the_slowest(case) -> None:
     slow, fast = (case(work, cluster=mixed, dp=8, first=first).seconds for first in (0, 8))
     both = case(work, cluster=mixed, dp=16).seconds
     assert fast < slow
-    assert both == pytest.approx(slow / 2, rel=0.01)
+    assert both >= slow / 2
+    assert both == pytest.approx(slow / 2, rel=0.03)  # an H20's memory is faster than an H100's
 
 
 def test_a_tiny_model_on_a_core_is_bound_by_its_host(case) -> None:
