@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import math
 
-from rlinf_graph.compiler.cost.constants import Constants, engine_traits
+from rlinf_graph.compiler.cost.constants import Constants
 from rlinf_graph.compiler.cost.correct import Corrector
+from rlinf_graph.compiler.cost.formats import FORMATS, peak
 from rlinf_graph.compiler.cost.layout import SIZES, Hardware
 from rlinf_graph.compiler.cost.memory import moved
 from rlinf_graph.compiler.cost.node_cost import PROFILED, NodeCost, items, moving_s
-from rlinf_graph.compiler.cost.passes import Parts, added, per_rank, scaled, split_calls
-from rlinf_graph.ir.operations import Operation, OperationKind, Operations
+from rlinf_graph.compiler.cost.passes import H100, Parts, added, per_rank, scaled, split_calls
+from rlinf_graph.ir.operations import Operation, Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
-
-REACHED: dict[str, dict[OperationKind, float]] = {
-    # Shah et al. 2024 (FlashAttention-3), abstract and section 1: FlashAttention-2 reaches 35 % of
-    # an H100's peak, optimized products 80 to 90 %.
-    "gpu": {"matmul": 0.8, "attention": 0.35, "causal attention": 0.35},
-    "cpu": {},
-}
-"""Share of peak operations by kind of device and class; others reach what whole passes do."""
 
 LAYER_LAUNCHES = 40
 """Launches of a decoder layer, counted by `rl.traced` for Qwen2 of transformers: an engine's host
@@ -93,7 +86,7 @@ def _call(work: Operations, share: float, hardware: Hardware, constants: Constan
     The roofline of each operation (Williams et al. 2009); where the host runs ahead, launches count
     as far as they take longer than what they launch.
     """
-    launch = engine_traits("torch", hardware.kind).layer_s / LAYER_LAUNCHES
+    launch = constants.engines["torch"].layer_s / LAYER_LAUNCHES
     parts: Parts = {}
     for made in work.table:
         seconds = share * made.count * _seconds(made, hardware, constants)
@@ -114,27 +107,42 @@ def _unknown(
 
     Weights that were not reached take at least the seconds of their operations.
     """
-    peak = _peak(work.weight_dtype, "matmul", hardware, constants)
-    return sum(max(gap.hidden * launch, share * gap.flops / peak) for gap in work.gaps)
+    rate = _peak(work.weight_dtype, hardware, constants) * constants.passes.matmul
+    return sum(max(gap.hidden * launch, share * gap.flops / rate) for gap in work.gaps)
 
 
 def _seconds(made: Operation, hardware: Hardware, constants: Constants) -> float:
     """Of one launch on the device: operations or bytes, whichever takes longer."""
-    flops, moved = made.flops, made.read + made.written
-    if made.kind == "causal attention":
-        flops /= 2  # kernels leave out what is masked
+    reached, moved = constants.passes, made.read + made.written
     if made.kind == "sort":
         moved = max(moved, _sorted(made, hardware.kind))
-    reached = hardware.memory_bandwidth * constants.decoding.bandwidth
-    return max(flops / _peak(made.dtype, made.kind, hardware, constants), moved / reached)
+    flops, share = made.flops * (1 + reached.half / _width(made)), reached.matmul
+    if "attention" in made.kind:
+        causal = 0.5 if made.kind == "causal attention" else 1.0  # kernels leave out what is masked
+        heads = max(1.0, reached.heads / made.shapes[0][-1])
+        flops, share = causal * heads * made.flops, reached.attention
+    computing = flops / (_peak(made.dtype, hardware, constants) * share)
+    return max(computing, moved / (hardware.memory_bandwidth * reached.bandwidth))
 
 
-def _peak(dtype: str, kind: OperationKind, hardware: Hardware, constants: Constants) -> float:
-    """Operations a second that are reached in a number format."""
+def _width(made: Operation) -> float:
+    """The smallest dimension of a product; of a convolution as one, without its images."""
+    if made.kind == "matmul" and len(made.shapes) > 1:
+        left, right = made.shapes[-2:]
+        return max(1, min(*left[-2:], right[-1]))
+    if made.kind == "convolution":
+        weights = [shape for shape in made.shapes[1:] if len(shape) > 2]  # behind what it is for
+        return max(1, min(weights[-1][0], math.prod(weights[-1][1:]))) if weights else math.inf
+    return math.inf
+
+
+def _peak(dtype: str, hardware: Hardware, constants: Constants) -> float:
+    """Operations a second in a number format, as far as power allows; see `passes`."""
     figures = dict(hardware.flops)
-    peak = figures.get(dtype) or figures.get("bfloat16" if dtype == "float16" else "float32")
-    share = REACHED[hardware.kind].get(kind, constants.passes.matmul)
-    return (peak or figures["float32"]) * share
+    plain = peak(figures, dtype if dtype in FORMATS else "float32")
+    if not hardware.power:
+        return plain
+    return plain * min(1.0, hardware.power / plain / H100) ** constants.passes.power
 
 
 def _sorted(made: Operation, kind: str) -> float:

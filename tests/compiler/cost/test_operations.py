@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlinf_graph.compiler.cost import NodeCost
-from rlinf_graph.compiler.cost.constants import CONSTANTS, engine_traits
+from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.layout import Hardware, hardware_of
-from rlinf_graph.compiler.cost.operations import LAYER_LAUNCHES, REACHED, chunk
+from rlinf_graph.compiler.cost.operations import LAYER_LAUNCHES, chunk
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.operations import Gap, Operation, Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 
 GPU = CONSTANTS["gpu"]
-LAUNCH = engine_traits("torch", "gpu").layer_s / LAYER_LAUNCHES
-BANDWIDTH = 3350e9 * GPU.decoding.bandwidth
+LAUNCH = GPU.engines["torch"].layer_s / LAYER_LAUNCHES
+BANDWIDTH = 3350e9 * GPU.passes.bandwidth
+PRODUCTS = 989e12 * GPU.passes.matmul
 GAP = Gap("numpy", "head", "reward.py:14", "it reads a tensor's values outside torch")
 
 KINDS = st.sampled_from(
@@ -58,9 +59,20 @@ def product(flops: float = 1e13, **fields: object) -> Operation:
 
 def test_each_operation_takes_what_it_computes_or_moves() -> None:
     moving = product(kind="element-wise", flops=0.0, read=4e9, written=2e9, count=3)
-    reached = 989e12 * REACHED["gpu"]["matmul"]
-    expected = 1e13 / reached + 3 * 6e9 / BANDWIDTH
+    expected = 1e13 / PRODUCTS + 3 * 6e9 / BANDWIDTH
     assert seconds(work_of(product(), moving)) == pytest.approx(expected)
+
+
+def test_narrow_products_are_slow() -> None:
+    wide = product(shapes=((8192, 4096), (4096, 16384)))
+    flat = product(shapes=((8192, 64), (64, 16384)))
+    half = GPU.passes.half
+    assert seconds(work_of(wide)) == pytest.approx(1e13 / PRODUCTS * (1 + half / 4096))
+    assert seconds(work_of(flat)) == pytest.approx(1e13 / PRODUCTS * (1 + half / 64))
+    images = ((8, 64, 99, 99), (32, 64, 3, 3), (32,))
+    for shapes in (images, ((8, 32, 97, 97), *images[:2])):  # forward, backward
+        made = product(kind="convolution", shapes=shapes)
+        assert seconds(work_of(made)) == pytest.approx(1e13 / PRODUCTS * (1 + half / 32))
 
 
 def test_causal_attention_takes_half_and_float32_its_own_peak() -> None:
@@ -73,7 +85,7 @@ def test_causal_attention_takes_half_and_float32_its_own_peak() -> None:
 def test_small_operations_wait_for_the_host() -> None:
     tiny = work_of(product(flops=1e3, read=1e3, written=1e3, count=200))
     assert seconds(tiny) == pytest.approx(200 * LAUNCH)
-    assert seconds(tiny, "8xcpu") > 200 * engine_traits("torch", "cpu").layer_s / LAYER_LAUNCHES
+    assert seconds(tiny, "8xcpu") > 200 * CONSTANTS["cpu"].engines["torch"].layer_s / LAYER_LAUNCHES
 
 
 def test_a_sort_moves_its_keys_several_times() -> None:
@@ -96,9 +108,8 @@ def test_what_is_not_captured_takes_as_long_as_the_rest_of_its_kind() -> None:
     assert work.known == 0.5
     assert seconds(work) == pytest.approx(2 * known)
     weights = replace(GAP, flops=1e15)
-    reached = 989e12 * REACHED["gpu"]["matmul"]
     assert seconds(work_of(product(), weight_dtype="bfloat16", gaps=(weights,))) == pytest.approx(
-        seconds(work_of(product())) + 1e15 / reached
+        seconds(work_of(product())) + 1e15 / PRODUCTS
     )
 
 
