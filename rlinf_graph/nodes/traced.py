@@ -18,6 +18,9 @@ from rlinf_graph.ir.work import Volume
 KNOWN = 32
 """Captured modules that are remembered: a plan asks for the same work again and again."""
 
+Shapes = tuple[tuple[tuple[int, ...], str], ...]
+"""Sizes and number format of each input."""
+
 _known: OrderedDict[Any, tuple[Any, Operations]] = OrderedDict()
 
 
@@ -65,22 +68,26 @@ def traced(
     mean = max(1, round(volume.lengths.mean))
     values = {"samples": batch, "tokens": mean, **(sizes or {})}
     shapes = tuple((_resolved(given, values), given.dtype) for given in inputs)
-    key = _remembered(build), shapes, batch, backward
-    try:
-        hash(key)
-    except TypeError:
-        made = _captured(build, shapes, batch, backward)
-    else:
-        if key not in _known:
-            _known[key] = build, _captured(build, shapes, batch, backward)
-        _known.move_to_end(key)
-        while len(_known) > KNOWN:
-            _known.popitem(last=False)
-        made = _known[key][1]
+    made = _remembered(build, shapes, batch, backward)
     return replace(made, samples=volume.samples)
 
 
-def _captured(build: Any, shapes: Any, batch: int, backward: bool) -> Operations:
+def _remembered(build: Any, shapes: Shapes, batch: int, backward: bool) -> Operations:
+    """What was captured before; anew where a key cannot be told from another."""
+    key = _identity(build), shapes, batch, backward
+    try:
+        hash(key)
+    except TypeError:
+        return _captured(build, shapes, batch, backward)
+    if key not in _known:
+        _known[key] = build, _captured(build, shapes, batch, backward)
+    _known.move_to_end(key)
+    while len(_known) > KNOWN:
+        _known.popitem(last=False)
+    return _known[key][1]
+
+
+def _captured(build: Any, shapes: Shapes, batch: int, backward: bool) -> Operations:
     from rlinf_graph.nodes.tracing.capture import capture  # loads torch
 
     return capture(build, shapes, backward=backward, samples=batch)
@@ -95,14 +102,14 @@ def _resolved(given: Input, values: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(values[size] if isinstance(size, str) else size for size in given.sizes)
 
 
-def _remembered(build: Any) -> Any:
+def _identity(build: Any) -> Any:
     """What a module is remembered by: a lambda that is made anew in each call is the same."""
     if isinstance(build, types.FunctionType):
         cells = tuple(cell.cell_contents for cell in build.__closure__ or ())
         used = tuple((n, build.__globals__.get(n)) for n in sorted(_names(build.__code__)))
         return build.__code__, build.__defaults__, cells, used
     if isinstance(build, functools.partial):
-        return _remembered(build.func), build.args, tuple(sorted(build.keywords.items()))
+        return _identity(build.func), build.args, tuple(sorted(build.keywords.items()))
     return build
 
 
