@@ -117,6 +117,7 @@ def _case(row: Row) -> Case:
         measured=measured,
         payload=served,
         assumed=(*assumed, *more),
+        weight=0.0 if row.doubtful else 1.0,
     )
 
 

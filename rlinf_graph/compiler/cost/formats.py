@@ -60,10 +60,10 @@ def formats_of(dtype: str) -> Formats:
     return FORMATS[dtype]
 
 
-def peak(flops: tuple[tuple[str, float], ...], product: str) -> float:
-    """Operations a second of a device in a format, or in the one that takes its place."""
+def made_in(flops: tuple[tuple[str, float], ...], product: str) -> tuple[str, float]:
+    """The format that a device multiplies in when asked for one, and its operations a second."""
     figures = dict(flops)
     for name in PEAKS.get(product, (product,)):
         if name in figures:
-            return figures[name]
-    return figures["float32"]
+            return name, figures[name]
+    return "float32", figures["float32"]

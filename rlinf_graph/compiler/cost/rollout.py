@@ -148,7 +148,8 @@ class Rollout:
     def capacity(self) -> float:
         """Bytes that the device leaves to the cache; negative where the weights do not fit."""
         layout, memory = self.layout, self.layout.hardware.memory
-        fixed = self.steps.held_bytes + layout.constants.process + self.kept
+        fixed = self.steps.held_bytes + layout.constants.process + layout.traits.workspace
+        fixed += self.kept
         if layout.traits.rest:
             return layout.traits.rest * (memory - fixed)
         return CACHE_LIMIT * memory - fixed

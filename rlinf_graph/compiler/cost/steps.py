@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
-from rlinf_graph.compiler.cost.formats import Formats, peak
+from rlinf_graph.compiler.cost.formats import Formats, made_in
 from rlinf_graph.compiler.cost.layout import Layout
 
 Array = npt.NDArray[np.float64]
@@ -138,7 +138,7 @@ class Steps:
         moved = np.stack(
             (
                 np.full_like(rows, kept.matrices),
-                kept.experts * (1 - made.missed ** (rows * self.layout.parallel.ep)),
+                made.busiest * kept.experts * (1 - made.missed ** (rows * self.layout.parallel.ep)),
                 reading,
                 kept.head + kept.logits * heads,
                 kept.hidden * rows,
@@ -193,8 +193,11 @@ class Steps:
             cache=layout.stage * formats.cache * layout.traits.cache_touches / split,
             head=shape.head_matrix(layout.head) * formats.ends * self._share,
             logits=layout.traits.logit_bytes * shape.vocab / layout.parallel.tp,
-            hidden=self.constants.moves * (shape.layers + visits) * shape.hidden
-            * layout.element * layout.stage,
+            hidden=self.constants.moves
+            * (shape.layers + visits)
+            * shape.hidden
+            * layout.element
+            * layout.stage,
         )
 
     @cached_property
@@ -203,8 +206,8 @@ class Steps:
         flops, formats = layout.hardware.flops, self.formats
 
         def second(product: str, share: float = 1.0) -> float:
-            reached = peak(flops, product) * known.matmul * share
-            return reached * (known.float4 if product == "float4" else 1.0)
+            name, peak = made_in(flops, product)
+            return peak * known.matmul * share * (known.float4 if name == "float4" else 1.0)
 
         visited = shape.expert_layers * shape.experts_per_token * shape.expert * self._share
         busiest = 1 + known.imbalance if layout.parallel.ep > 1 else 1.0
@@ -216,10 +219,13 @@ class Steps:
             + 2 * self._dense_weights / second(formats.feed_forward_product),
             experts=2 * busiest * visited / second(formats.feed_forward_product, known.grouped),
             spread=shape.experts / (layout.parallel.ep * max(1, shape.experts_per_token)),
+            busiest=busiest,
             missed=1 - shape.experts_per_token / max(1, shape.experts),
             decode=1 / second(formats.cache_product, known.attention),
             prompt=prompt * self._share / second(wide or formats.attention_product),
-            head=2 * shape.head_matrix(layout.head) * self._share
+            head=2
+            * shape.head_matrix(layout.head)
+            * self._share
             / second("bfloat16" if formats.ends == 2 else formats.attention_product),
         )
 
@@ -291,6 +297,7 @@ class _Rates:
     matrices: float
     experts: float
     spread: float
+    busiest: float
     missed: float
     decode: float
     prompt: float
