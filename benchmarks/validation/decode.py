@@ -11,10 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
-from rlinf_graph.compiler.cost.constants import CONSTANTS, ENGINES
+from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
 from rlinf_graph.compiler.cost.formats import FORMATS, Formats
 from rlinf_graph.compiler.cost.layout import Hardware, Layout, hardware_of
@@ -160,7 +158,6 @@ def _tuned(layout: Layout, work: Generate, formats: Formats) -> tuple[Layout, in
     return layout, math.ceil(max(tokens, work.prompt_tokens + slots))
 
 
-@cache
 def _hardware(device: str, parallel: Parallel) -> Hardware:
     count = parallel.devices
     try:

@@ -199,7 +199,7 @@ class Rollout:
         """
         batch = self.sequences / self.waves
         waiting = Rows.one((self.waves - 1) * self.mean, batch, self._context(self.residual))
-        unread, room = self._unread(batch, self.waves), self._room(batch)
+        unread, room = self._unread(batch, self.waves), self._room(batch, self.waves)
         reads = unread / room if room else 0.0
         rows = Rows.joined(
             waiting, replace(waiting, counts=np.zeros(1)), *self._last(batch, self.waves)
@@ -221,7 +221,7 @@ class Rollout:
         """
         whole, rest = divmod(self.sequences, self.slots)
         unread = self._unread(self.slots, 1) * whole + (self._unread(rest, 1) if rest else 0)
-        calls = math.ceil(unread / self._room(0)) if unread else 0
+        calls = math.ceil(unread / self._room(0, 1)) if unread else 0
         several = [rows.scaled(whole) for rows in self._last(self.slots, 1)]
         rows = Rows.joined(Rows.one(0, 0, 0), *several, *(self._last(rest, 1) if rest else ()))
         tokens = np.zeros(len(rows.counts))
@@ -250,13 +250,17 @@ class Rollout:
         """Tokens of a sequence that a step yields."""
         return self.work.speculative.kept if self.work.speculative else 1.0
 
-    def _room(self, batch: float) -> float:
-        """Tokens of prompts in a step that reads some: whole prompts, where they are not cut."""
-        most = self.tokens or self.layout.traits.tokens
-        room, prompt = max(most - batch, most / 8), self.work.prompt_tokens
+    def _room(self, batch: float, waves: float) -> float:
+        """Tokens of prompts in a step that reads some: of those that can start together.
+
+        An engine that cuts prompts fills the step with them; of whole prompts it takes those that
+        fit beside `batch` sequences.
+        """
+        room = self.tokens or self.layout.traits.tokens
+        prompt = self.work.prompt_tokens
         if self.layout.traits.paged and not self.layout.traits.chunked and prompt:
-            room = max(1, room // prompt) * prompt
-        return min(room, self.prompts * prompt)
+            room = max(1, (room - batch) // prompt) * prompt
+        return min(room, self.prompts * prompt / waves)
 
     def _unread(self, batch: float, waves: float) -> float:
         """Tokens to read before `batch * waves` sequences are decoded: prompts, and what those
@@ -282,10 +286,11 @@ class Rollout:
         cut, left = self._cut(waves)
         over = np.maximum(0.0, self.ends - cut)
         owed = float(over.mean())
-        context = self._context(cut + (owed / left / 2 if left else 0.0))
+        half = owed / left / 2 if left else 0.0
         ends = np.minimum(self.ends, cut)
         begins = np.concatenate(([0.0], ends[:-1]))
         some = 1 - (1 - self.alive) ** batch
         together = np.minimum(batch, batch * self.rows / some)
-        drain = Rows((ends - begins) * some, together, self._context((ends + begins) / 2))
-        return Rows.one(owed, batch, context), drain
+        context = np.asarray(self.work.prompt_tokens + (ends + begins) / 2)
+        drain = Rows((ends - begins) * some, together, context)
+        return Rows.one(owed, batch, self._context(cut + half)), drain

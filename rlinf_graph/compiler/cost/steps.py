@@ -115,9 +115,11 @@ class Steps:
         power = self.constants.blend
         if math.isinf(power):
             return np.maximum(one, other)
-        return (one**power + other**power) ** (1 / power)
+        return np.asarray((one**power + other**power) ** (1 / power), dtype=np.float64)
 
-    def _operators(self, batch: Array, context: Array, tokens: Array, rows: Array):
+    def _operators(
+        self, batch: Array, context: Array, tokens: Array, rows: Array
+    ) -> tuple[Array, Array]:
         """Seconds by operations alone and by memory alone; a row each for matrices, experts,
         attention, the head with sampling, and what lies between products."""
         made, kept = self._rates, self._sizes
@@ -256,7 +258,7 @@ class Steps:
     def _launches(self, tokens: Array) -> Array:
         """Host seconds to issue the layers: those of steps that only decode may be one graph."""
         if self.layout.traits.graphs:
-            return self._host * self.constants.launch * self._layers * (tokens > 0)
+            return np.where(tokens > 0, self._host * self.constants.launch * self._layers, 0.0)
         return np.full_like(tokens, self._host * self.layout.traits.layer_s * self._layers)
 
     def _talk(self, rows: Array) -> Array:
