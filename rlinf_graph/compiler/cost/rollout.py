@@ -10,7 +10,7 @@ read prompts along with the steps of what decodes (Agrawal et al. 2024, Sarathi-
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -29,33 +29,6 @@ CACHE_LIMIT = 0.9
 
 
 PREFILL = "prefill"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Decode steps: how many, at which batch, and how far back their tokens look on average."""
-
-    counts: Array
-    batch: Array
-    context: Array
-
-    @classmethod
-    def one(cls, count: float, batch: float, context: float) -> Rows:
-        """Steps of one kind."""
-        return cls(np.asarray([count]), np.asarray([float(batch)]), np.asarray([float(context)]))
-
-    @classmethod
-    def joined(cls, *several: Rows) -> Rows:
-        """One after another."""
-        return cls(
-            np.concatenate([rows.counts for rows in several]),
-            np.concatenate([rows.batch for rows in several]),
-            np.concatenate([rows.context for rows in several]),
-        )
-
-    def scaled(self, times: float) -> Rows:
-        """So many times as many."""
-        return replace(self, counts=self.counts * times)
 
 
 @dataclass(frozen=True)
@@ -101,7 +74,7 @@ class Rollout:
     @cached_property
     def mean(self) -> float:
         """Tokens of the average response."""
-        return float(self.ends.mean())
+        return self.work.response.mean
 
     @cached_property
     def alive(self) -> Array:
@@ -195,40 +168,49 @@ class Rollout:
     def _refilled(self) -> Parts:
         """Places are refilled until none waits, then the last batch drains.
 
-        The first row is a step at a full batch, the second the same with prompts along.
+        The first column is a step at a full batch, the second the same with prompts along.
         """
-        batch = self.sequences / self.waves
-        waiting = Rows.one((self.waves - 1) * self.mean, batch, self._context(self.residual))
-        unread, room = self._unread(batch, self.waves), self._room(batch, self.waves)
-        reads = unread / room if room else 0.0
-        rows = Rows.joined(
-            waiting, replace(waiting, counts=np.zeros(1)), *self._last(batch, self.waves)
-        ).scaled(1 / self._kept)
+        waves = self.waves
+        batch = self.sequences / waves
+        table = np.zeros((4, len(self.ends) + 3))
+        counts, load = table[0], Load(*table[1:])
+        counts[0] = (waves - 1) * self.mean
+        load.batch[:2] = batch
+        load.context[:2] = self._context(self.residual)
+        self._last(table[:, 2:], batch, waves)
+        load.tokens[1] = room = self._room(batch, waves)
+        counts /= self._kept
+        reads = self._unread(batch, waves) / room if room else 0.0
         # Where reading prompts takes more steps than decoding does, sequences end before all
         # places are full.
-        late = max(1.0, reads / max(1.0, float(rows.counts.sum())))
-        tokens = np.zeros(len(rows.counts))
-        tokens[1] = room
-        seconds = self.steps.seconds(Load(rows.batch / late, rows.context, tokens))
+        late = max(1.0, reads / max(1.0, float(counts.sum())))
+        counts *= late
+        table[1] /= late
+        seconds = self.steps.seconds(load)
         more = seconds.total[1] - seconds.total[0]
         talk = seconds.talk[1] - seconds.talk[0]
-        return self._summed(seconds, rows.counts * late, reads * (more - talk), reads * talk)
+        return self._summed(seconds, counts, reads * (more - talk), reads * talk)
 
     def _batched(self) -> Parts:
         """Batches that start and end together, one after another; prompts are read before.
 
-        The first row is a step that reads prompts.
+        The first column is a step that reads prompts.
         """
         whole, rest = divmod(self.sequences, self.slots)
-        unread = self._unread(self.slots, 1) * whole + (self._unread(rest, 1) if rest else 0)
+        size = len(self.ends) + 1
+        table = np.zeros((4, 1 + 2 * size))
+        counts, load = table[0], Load(*table[1:])
+        self._last(table[:, 1 : size + 1], self.slots, 1)
+        counts *= whole
+        unread = self._unread(self.slots, 1) * whole
+        if rest:
+            self._last(table[:, size + 1 :], rest, 1)
+            unread += self._unread(rest, 1)
         calls = math.ceil(unread / self._room(0, 1)) if unread else 0
-        several = [rows.scaled(whole) for rows in self._last(self.slots, 1)]
-        rows = Rows.joined(Rows.one(0, 0, 0), *several, *(self._last(rest, 1) if rest else ()))
-        tokens = np.zeros(len(rows.counts))
-        tokens[0] = unread / max(1, calls)
-        seconds = self.steps.seconds(Load(rows.batch, rows.context, tokens))
+        load.tokens[0] = unread / max(1, calls)
+        seconds = self.steps.seconds(load)
         once = seconds.total[0] - seconds.talk[0] - self.layout.traits.step_s
-        counts = rows.counts / self._kept
+        counts /= self._kept
         return self._summed(seconds, counts, calls * once, calls * seconds.talk[0])
 
     def _summed(self, seconds: Seconds, counts: Array, prefill: float, talk: float) -> Parts:
@@ -277,20 +259,23 @@ class Rollout:
             return float(self.ends[-1]), 0.0
         return float(self.ends[max(0, ended - 1)]), 1 - ended / len(self.ends)
 
-    def _last(self, batch: float, waves: float) -> tuple[Rows, Rows]:
-        """The last batch: what was carried over into it, at full places, and how it drains.
+    def _last(self, table: Array, batch: float, waves: float) -> None:
+        """Fill in the steps of the last batch: counts, sequences, and how far back they look.
 
-        Of `batch` sequences, some are alive with probability 1 - (1 - share) ** batch; only then
-        is there a step, with the expected number that are.
+        First what was carried over into it, at full places; then how it drains. Of `batch`
+        sequences, some are alive with probability 1 - (1 - share) ** batch; only then is there a
+        step, with the expected number that are.
         """
         cut, left = self._cut(waves)
-        over = np.maximum(0.0, self.ends - cut)
-        owed = float(over.mean())
-        half = owed / left / 2 if left else 0.0
-        ends = np.minimum(self.ends, cut)
-        begins = np.concatenate(([0.0], ends[:-1]))
+        counts, together, context, _tokens = table
+        ends = self.ends
+        if left:
+            over = np.maximum(0.0, ends - cut)
+            counts[0], together[0] = over.mean(), batch
+            context[0] = self._context(cut + counts[0] / left / 2)
+            ends = np.minimum(ends, cut)
+        counts[1], counts[2:] = ends[0], np.diff(ends)
         some = 1 - (1 - self.alive) ** batch
-        together = np.minimum(batch, batch * self.rows / some)
-        context = np.asarray(self.work.prompt_tokens + (ends + begins) / 2)
-        drain = Rows((ends - begins) * some, together, context)
-        return Rows.one(owed, batch, self._context(cut + half)), drain
+        context[1:] = self._context(0) + ends - counts[1:] / 2
+        counts[1:] *= some
+        np.minimum(batch, batch * self.rows / some, out=together[1:])

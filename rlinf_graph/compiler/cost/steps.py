@@ -128,25 +128,20 @@ class Steps:
         heads = asked + tokens / max(1.0, self.prompt)
         looking = self.layout.shape.decode_attention_flops(context) * asked * self._share
         reading = self.layout.shape.cached(context) * batch * kept.cache
-        compute = np.stack(
-            (
-                made.matrices * (rows + wasted),
-                made.experts * (rows + wasted * made.spread),
-                made.decode * looking + made.prompt * tokens,
-                made.head * (heads + wasted),
-                np.zeros_like(rows),
-            )
-        )
-        moved = np.stack(
-            (
-                np.full_like(rows, kept.matrices),
-                made.busiest * kept.experts * (1 - made.missed ** (rows * self.layout.parallel.ep)),
-                reading,
-                kept.head + kept.logits * heads,
-                kept.hidden * rows,
-            )
-        )
-        return compute, moved / self._bandwidth
+        compute, moved = np.zeros((2, 5, len(rows)))
+        compute[0] = made.matrices * (rows + wasted)
+        compute[1] = made.experts * (rows + wasted * made.spread)
+        compute[2] = made.decode * looking + made.prompt * tokens
+        compute[3] = made.head * (heads + wasted)
+        moved[0] = kept.matrices
+        if kept.experts:
+            chosen = 1 - made.missed ** (rows * self.layout.parallel.ep)
+            moved[1] = made.busiest * kept.experts * chosen
+        moved[2] = reading
+        moved[3] = kept.head + kept.logits * heads
+        moved[4] = kept.hidden * rows
+        moved /= self._bandwidth
+        return compute, moved
 
     @cached_property
     def _bandwidth(self) -> float:
