@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from rlinf_graph.compiler.cost.coefficients import split_of
 from rlinf_graph.compiler.cost.formats import Formats, formats_of
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.passes import Parts, per_rank
@@ -72,11 +73,6 @@ class Rollout:
         return np.sort(np.asarray(self.work.response.quantiles, dtype=np.float64))
 
     @cached_property
-    def mean(self) -> float:
-        """Tokens of the average response."""
-        return self.work.response.mean
-
-    @cached_property
     def alive(self) -> Array:
         """The share of responses that are at least as long as each of `ends`."""
         count = len(self.ends)
@@ -102,10 +98,9 @@ class Rollout:
     @cached_property
     def token_bytes(self) -> float:
         """Bytes of a device's cache for one token; latent caches are not split by tp."""
-        shape, parallel = self.layout.shape, self.layout.parallel
-        split = 1 if shape.kv_rank else min(parallel.tp, shape.kv_heads)
+        shape = self.layout.shape
         cached = shape.attention_layers * shape.kv_width * self.layout.stage
-        return cached * self.steps.formats.cache / split
+        return cached * self.steps.formats.cache / split_of(self.layout)
 
     @cached_property
     def sequence_tokens(self) -> float:
@@ -153,7 +148,7 @@ class Rollout:
         """How often the places are taken: whole times by sequences of one length, which end
         together; spread out by those of many."""
         times = self.sequences / self.slots
-        spread = float(self.ends[-1] - self.ends[0]) / max(1.0, self.mean)
+        spread = float(self.ends[-1] - self.ends[0]) / max(1.0, self.work.response.mean)
         return times + (math.ceil(times) - times) * max(0.0, 1 - spread)
 
     def parts(self) -> Parts:
@@ -174,7 +169,7 @@ class Rollout:
         batch = self.sequences / waves
         table = np.zeros((4, len(self.ends) + 3))
         counts, load = table[0], Load(*table[1:])
-        counts[0] = (waves - 1) * self.mean
+        counts[0] = (waves - 1) * self.work.response.mean
         load.batch[:2] = batch
         load.context[:2] = self._context(self.residual)
         self._last(table[:, 2:], batch, waves)
@@ -227,7 +222,7 @@ class Rollout:
     def _context(self, response: float) -> float:
         return self.work.prompt_tokens + response
 
-    @cached_property
+    @property
     def _kept(self) -> float:
         """Tokens of a sequence that a step yields."""
         return self.work.speculative.kept if self.work.speculative else 1.0
