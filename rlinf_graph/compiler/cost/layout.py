@@ -52,7 +52,7 @@ class Hardware:
         data: the devices that hold the same part of the model: data and context ranks.
         experts: the devices that hold a replica's experts together.
         stages: two neighbours of a pipeline.
-        grace: whether the processors of a machine are Grace.
+        device: the type's name in the catalogue; empty for devices of several types.
     """
 
     kind: str
@@ -65,7 +65,12 @@ class Hardware:
     data: Ring
     experts: Ring
     stages: Ring
-    grace: bool
+    device: str
+
+    @property
+    def grace(self) -> bool:
+        """Whether the processors of its machines are Grace."""
+        return self.device in GRACE
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -86,7 +91,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         data=ring(cluster, devices[:stage:tp]),
         experts=ring(cluster, devices[: model * parallel.ep : model]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
-        grace=any(device.name in GRACE for device in types),
+        device=types[0].name if len({device.name for device in types}) == 1 else "",
     )
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rlinf_graph.compiler.cost.coefficients import split_of
 from rlinf_graph.compiler.cost.formats import Formats, formats_of
+from rlinf_graph.compiler.cost.kernels import MEASURED, Kernels, Missing, Surface
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.passes import Parts, per_rank
 from rlinf_graph.compiler.cost.steps import Load, Seconds, Steps
@@ -30,6 +31,7 @@ CACHE_LIMIT = 0.9
 
 
 PREFILL = "prefill"
+ROOFLINE = "roofline"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Rollout:
         kept: bytes that other nodes keep on the device, which the cache cannot have.
         formats: of weights and cache; None for those of the layout's number format.
         tokens: that a step takes at most; 0 for what the engine has as its default.
+        kernels: a source of measured kernels; None for the roofline alone.
     """
 
     layout: Layout
@@ -49,13 +52,31 @@ class Rollout:
     kept: float = 0.0
     formats: Formats | None = None
     tokens: int = 0
+    kernels: Kernels | None = None
 
     @cached_property
     def steps(self) -> Steps:
         """What a step takes."""
         drafted = self.work.speculative.tokens if self.work.speculative else 0
         formats = self.formats or formats_of(self.layout.dtype)
-        return Steps(self.layout, formats, self.work.prompt_tokens, drafted)
+        found = self._looked_up(formats)
+        measured = None if isinstance(found, Missing) else found
+        return Steps(self.layout, formats, self.work.prompt_tokens, drafted, measured)
+
+    def _looked_up(self, formats: Formats) -> Surface | Missing:
+        if self.kernels is None:
+            return Missing("")
+        if self.work.speculative:
+            return Missing("no tables of steps that check drafted tokens")
+        return self.kernels.table(self.layout, formats)
+
+    @property
+    def origin(self) -> str:
+        """Where the seconds come from; with the reason where measured kernels were asked for."""
+        found = self._looked_up(self.steps.formats)
+        if not isinstance(found, Missing):
+            return MEASURED
+        return f"{ROOFLINE} ({found.reason})" if found.reason else ROOFLINE
 
     @cached_property
     def sequences(self) -> int:

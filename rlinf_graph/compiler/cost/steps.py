@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from rlinf_graph.compiler.cost.coefficients import Coefficients, coefficients_of
 from rlinf_graph.compiler.cost.formats import Formats
+from rlinf_graph.compiler.cost.kernels import Surface
 from rlinf_graph.compiler.cost.layout import Layout
 
 Array = npt.NDArray[np.float64]
@@ -73,12 +74,14 @@ class Steps:
         formats: of its weights and its cache.
         prompt: tokens of a prompt.
         drafted: tokens of each sequence in a step besides the last one, under speculation.
+        measured: what takes the place of the roofline; None without.
     """
 
     layout: Layout
     formats: Formats
     prompt: float
     drafted: int = 0
+    measured: Surface | None = None
 
     @cached_property
     def coefficients(self) -> Coefficients:
@@ -98,21 +101,34 @@ class Steps:
         With pp, `pp` micro-batches follow one another through the stages, so each stage reads its
         weights `pp` times a step and the whole takes as long as one device with all layers would.
         """
-        layout, made, turns = self.layout, self.coefficients, self.layout.parallel.pp
-        batch, tokens = load.batch / turns, load.tokens / turns
-        asked = batch * (1 + self.drafted)
-        compute, moved = self._operators(batch, load.context, tokens, asked)
-        if layout.constants.decoding.apart:
-            busy = self._blended(compute, moved).sum(axis=0)
-        else:
-            busy = np.maximum(compute.sum(axis=0), moved.sum(axis=0))
-        busy = turns * (busy + made.fixed)
-        talk = turns * self._talk(asked + tokens)
+        layout, made = self.layout, self.coefficients
+        busy, talk = self._measured(load) if self.measured else self._estimated(load)
         issued = np.where(load.tokens > 0, made.launches, 0.0) if made.replayed else made.launches
-        host = turns * issued + made.sequence * load.batch
+        host = layout.parallel.pp * issued + made.sequence * load.batch
         device = busy + talk
         waits = self._blended(device, host) - device if layout.constants.overlap else host
         return Seconds(busy, talk, waits + layout.traits.step_s)
+
+    def _measured(self, load: Load) -> tuple[Array, Array]:
+        """Seconds of a device, messages among them: of decoding, and of reading the prompts."""
+        surface = self.measured
+        if surface is None:
+            raise ValueError("nothing was measured")
+        read = [surface.prefill(tokens, self.prompt) for tokens in load.tokens.tolist()]
+        busy = surface.decode(load.batch, load.context) + np.asarray(read)
+        return busy, np.zeros_like(busy)
+
+    def _estimated(self, load: Load) -> tuple[Array, Array]:
+        """Seconds that a device works, and that it exchanges messages."""
+        turns, known = self.layout.parallel.pp, self.layout.constants.decoding
+        batch, tokens = load.batch / turns, load.tokens / turns
+        asked = batch * (1 + self.drafted)
+        compute, moved = self._operators(batch, load.context, tokens, asked)
+        if known.apart:
+            busy = self._blended(compute, moved).sum(axis=0)
+        else:
+            busy = np.maximum(compute.sum(axis=0), moved.sum(axis=0))
+        return turns * (busy + self.coefficients.fixed), turns * self._talk(asked + tokens)
 
     def _blended(self, one: Array, other: Array) -> Array:
         power = self.layout.constants.decoding.blend
