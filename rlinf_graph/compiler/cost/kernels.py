@@ -62,8 +62,9 @@ class Surface:
         self._prefills: dict[tuple[int, int], float] = {}
 
     def prepare(self) -> None:
-        """Ask for every point now, so that what is missing shows."""
+        """Ask for every point and for a usual prompt now, so that what is missing shows."""
         _ = self._seconds
+        self.prefill(8192, 1024)
 
     @cached_property
     def _seconds(self) -> Array:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, cast
 
-from rlinf_graph.compiler.cost.formats import FORMATS, Formats
+from rlinf_graph.compiler.cost.formats import MXFP4, Formats, made_in
 from rlinf_graph.compiler.cost.kernels import Missing, Surface
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.lookup import known_models
@@ -97,7 +97,7 @@ def _look_up(layout: Layout, formats: Formats) -> Surface | Missing:
         return Missing(f"no tables of the engine {engine}")
     if layout.parallel.pp > 1:
         return Missing("no tables of pipeline stages")
-    modes = _modes(formats)
+    modes = _modes(layout, formats)
     if isinstance(modes, Missing):
         return modes
     name = _name_of(layout.shape)
@@ -107,24 +107,26 @@ def _look_up(layout: Layout, formats: Formats) -> Surface | Missing:
         made = _compiled(name, SYSTEMS[device], BACKENDS[engine], _degrees(layout) | modes)
         surface = Surface(EngineTable(made))
         surface.prepare()
-    except Exception as error:  # noqa: BLE001  its classes have no common base but this one
+    except Exception as error:  # its classes have no other base in common
         return Missing(f"no tables for this layout: {str(error).splitlines()[0]}")
     return surface
 
 
-def _modes(formats: Formats) -> dict[str, str] | Missing:
-    """Its names of number formats."""
-    if formats.feed_forward == FORMATS["mxfp4"].feed_forward:
-        return {}  # what the checkpoint has
-    products = PRODUCTS.get(formats.attention_product), PRODUCTS.get(formats.feed_forward_product)
+def _modes(layout: Layout, formats: Formats) -> dict[str, str] | Missing:
+    """Its names of number formats; prompts' attention runs in bfloat16."""
     cached = CACHES.get(formats.cache)
-    if None in products or cached is None:
+    attention = PRODUCTS.get(formats.attention_product)
+    experts = PRODUCTS.get(formats.feed_forward_product)
+    if formats.feed_forward == MXFP4:
+        native = made_in(layout.hardware.flops, "float4")[0] == "float4"
+        experts = "w4a8_mxfp4_mxfp8" if native else "w4a16_mxfp4"
+    if attention is None or experts is None or cached is None:
         return Missing(f"no tables of {formats.attention_product}")
-    attention, experts = cast(tuple[str, str], products)
     return {
         "gemm_quant_mode": attention,
         "moe_quant_mode": experts,
         "kvcache_quant_mode": cached,
+        "fmha_quant_mode": "bfloat16",
     }
 
 
