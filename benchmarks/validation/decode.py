@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
-from rlinf_graph.compiler.cost.formats import FORMATS, Formats
+from rlinf_graph.compiler.cost.iteration_constants import ALONE
 from rlinf_graph.compiler.cost.layout import Hardware, Layout, hardware_of
 from rlinf_graph.compiler.cost.rollout import PREFILL, Rollout
+from rlinf_graph.compiler.cost.served import FORMATS, Formats
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
@@ -52,7 +53,7 @@ MOST, MOST_TOKENS, LEAST_TOKENS = 4096, 32_768, 2048
 DEFAULT, DEFAULT_TOKENS = 2048, 8192
 """The same where the tool has no rule for a number format, as for MXFP4."""
 
-PRECISIONS = {"BF16": "bfloat16", "FP8": "float8", "FP4": "float4"}
+PRECISIONS = {"BF16": "bfloat16", "FP8": "float8", "FP4": "nvfp4"}
 GRAPHS = "hybrid_nanov3"
 """Of Megatron's test cases those that replay graphs (server/model_args: --cuda-graph-impl)."""
 
@@ -79,7 +80,7 @@ class Served:
 def predict(case: Case, constants: DecodeConstants) -> float:
     """Response tokens a second of all devices of a case."""
     served: Served = case.payload
-    known = replace(served.layout.constants, decoding=constants)
+    known = replace(served.layout.constants, decoding=constants, iteration=ALONE)
     layout = replace(served.layout, constants=known)
     parts = Rollout(layout, served.work, formats=served.formats, tokens=served.tokens).parts()
     seconds = sum(parts.values()) - (parts[PREFILL] if served.steady else 0.0)
@@ -202,7 +203,7 @@ def _formats(row: Row, shape: ModelShape) -> Formats:
     name = PRECISIONS.get(row.text("precision"))
     if name is None:
         raise ValueError(f"number format {row.text('precision')} is not known")
-    if shape.kv_rank and name == "float4":
+    if shape.kv_rank and name == "nvfp4":
         return replace(FORMATS[name], attention=1.1, attention_product="float8")
     return FORMATS[name]
 

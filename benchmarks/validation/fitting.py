@@ -79,30 +79,31 @@ def predict_all(predict: Predict, cases: Sequence[Case], constants: Any) -> list
 def fit(predict: Predict, cases: Sequence[Case], start: Any) -> Any:
     """The constants that leave the least robust logarithmic error.
 
-    The fitted fields move within their physical ranges; a weak pull towards the middle of each
-    range (a hundredth of a row) decides where rows say nothing.
+    The fitted fields move within their physical ranges, on a logarithmic scale where a range does
+    not begin at 0. The middle of each range is expected before any row is seen: a value at an end
+    of it costs as much as a row that is `SOFT` off. Constants without fitted fields stay.
     """
     known = parameters(start)
-    low = np.asarray([p.low for p in known])
-    high = np.asarray([p.high for p in known])
+    if not known:
+        return start
     weights = np.sqrt([case.weight for case in cases])
 
-    def residuals(unit: Array) -> Array:
-        constants = with_values(start, (low + unit * (high - low)).tolist())
+    def residuals(units: Array) -> Array:
+        constants = _at(start, units)
         off = np.asarray([np.log(predict(c, constants) / c.measured) for c in cases])
-        return np.concatenate([weights * off, 0.1 * SOFT * (unit - 0.5)])
+        return np.concatenate([weights * off, 2 * SOFT * (units - 0.5)])
 
-    first = (np.asarray([p.value for p in known]) - low) / (high - low)
+    first = np.clip([p.unit(p.value) for p in known], 0.01, 0.99)
     found = least_squares(
-        residuals,
-        np.clip(first, 0.01, 0.99),
-        bounds=(0.0, 1.0),
-        loss="soft_l1",
-        f_scale=SOFT,
-        diff_step=1e-3,
-        max_nfev=40,
+        residuals, first, bounds=(0, 1), loss="soft_l1", f_scale=SOFT, diff_step=1e-3, max_nfev=40
     )
-    return with_values(start, (low + found.x * (high - low)).tolist())
+    return _at(start, found.x)
+
+
+def _at(start: Any, units: Array) -> Any:
+    """Constants at places within their ranges."""
+    known = zip(parameters(start), units.tolist(), strict=True)
+    return with_values(start, [parameter.at(unit) for parameter, unit in known])
 
 
 def leave_one_model_out(predict: Predict, cases: Sequence[Case], start: Any) -> list[Prediction]:

@@ -71,17 +71,39 @@ def read_rows(path: Path) -> list[Row]:
 
 
 @cache
-def _aliases() -> dict[str, str]:
-    """Canonical model names by the spellings of publications, in lower case."""
-    groups = tomllib.loads((DATA / "model_aliases.toml").read_text("utf-8"))["models"]
-    return {spelled.lower(): name for name, others in groups.items() for spelled in (name, *others)}
+def spellings(table: str) -> dict[str, str]:
+    """The names of the catalogue by what publications write, from a table of the aliases."""
+    groups = tomllib.loads((DATA / "model_aliases.toml").read_text("utf-8"))[table]
+    return {plain(text): name for name, others in groups.items() for text in (name, *others)}
+
+
+def plain(name: str) -> str:
+    """Letters and digits of a name, without the organisation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().rpartition("/")[2])
+
+
+@cache
+def _catalogue() -> dict[str, str]:
+    """The first hub name of each shape by the plain names of all that have it."""
+    first: dict[int, str] = {}
+    known = known_models()
+    return {plain(name): first.setdefault(id(shape), name) for name, shape in known.items()}
 
 
 def canonical(spelled: str) -> str:
     """One name for all spellings and fine-tuned versions of a model."""
-    return _aliases().get(spelled.strip().lower(), spelled.strip())
+    name = plain(spelled)
+    return spellings("models").get(name) or _catalogue().get(name) or spelled.strip()
 
 
 def shape_named(spelled: str) -> ModelShape | None:
     """The shape of a model; None for one that is not known."""
     return known_models().get(canonical(spelled))
+
+
+def without_shape(spelled: str) -> str | None:
+    """Why a model cannot be predicted; None for one that can."""
+    if shape_named(spelled) is not None:
+        return None
+    groups = tomllib.loads((DATA / "model_aliases.toml").read_text("utf-8"))["unknown"]
+    return f"unknown model {spelled}" + (f": {groups[spelled]}" if spelled in groups else "")

@@ -32,6 +32,14 @@ def _refusals(graph: Graph, plan: Plan) -> Iterator[Diagnostic]:
             )
             continue
         able = engine_class(settings.engine).capabilities.parallel
+        if settings.recompute == "selective":
+            yield Diagnostic(
+                "RG0503",
+                f"engine `{settings.engine}` cannot run `{leaf.node}` with selective recomputation",
+                graph.node(leaf.node).span,
+                notes=("such a plan can be made and explained, not run",),
+                help=("a plan with recompute true or false",),
+            )
         for axis, degree in _axes(settings).items():
             if degree > 1 and axis not in able:
                 yield Diagnostic(
@@ -46,5 +54,5 @@ def _refusals(graph: Graph, plan: Plan) -> Iterator[Diagnostic]:
 def _axes(settings: NodePlan) -> dict[str, int]:
     """Axis → degree, of every axis that an engine has to know."""
     parallel = settings.parallel
-    degrees = {axis: getattr(parallel, axis) for axis in ("dp", "tp", "pp", "cp", "ep")}
-    return degrees | {"fsdp": parallel.dp if parallel.shard == "fsdp" else 1}
+    degrees = {axis: getattr(parallel, axis) for axis in ("dp", "tp", "pp", "vp", "cp", "ep")}
+    return degrees if parallel.shard == "none" else degrees | {parallel.shard: parallel.dp}

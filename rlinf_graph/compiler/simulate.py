@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.constants import STEP_SECONDS
+from rlinf_graph.compiler.cost.sync import Method
 from rlinf_graph.compiler.lower import cadence, is_host
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, Node
@@ -110,12 +111,12 @@ class SimulatedMachine:
         more = STEP_SECONDS * node.steps * (group.chunks - 1)
         return more / runs if node.region else 0.0
 
-    def sync_seconds(self, group: WorkerGroup, model: str, method: str) -> float:
+    def sync_seconds(self, group: WorkerGroup, model: str, method: Method) -> float:
         """Seconds of one delivery of weights, spread over the iterations of an evaluation."""
         trainer = self.graph.trainers()[model]
         source = self.plan.devices(trainer.name)
         every = cadence(self.graph, self.graph.node(group.name))
-        return self.costs.sync(model, source, group.devices, method)[0] / every
+        return self.costs.sync(model, source, group.devices, method).seconds / every
 
     def take(
         self, group: WorkerGroup, recv: Recv, at: Position, moment: Moment, rows: NDArray[np.int64]

@@ -60,7 +60,9 @@ class Parallel(Form):
     """How one node is spread over its devices: `tp * pp * cp * dp` of them.
 
     `ep` divides the experts of a mixture over `dp`; `shard` says whether data-parallel replicas
-    hold all states (`none`) or a part each (`fsdp`).
+    hold all states (`none`), all but a part each of the optimizer's (`optimizer`, ZeRO-1), or a
+    part of each (`fsdp`); `vp` cuts the layers of a pipeline rank into as many stages, which take
+    turns (interleaved 1F1B, Narayanan et al. 2021).
     """
 
     dp: int = Field(default=1, ge=1)
@@ -68,7 +70,8 @@ class Parallel(Form):
     pp: int = Field(default=1, ge=1)
     cp: int = Field(default=1, ge=1)
     ep: int = Field(default=1, ge=1)
-    shard: Literal["none", "fsdp"] = "none"
+    vp: int = Field(default=1, ge=1)
+    shard: Literal["none", "optimizer", "fsdp"] = "none"
 
     @property
     def devices(self) -> int:
@@ -77,7 +80,7 @@ class Parallel(Form):
 
     def __str__(self) -> str:
         """Short, as explain prints it: `fsdp 8`, `tp 2 × 4`."""
-        inner = [f"{n} {s}" for n in ("tp", "pp", "cp") if (s := getattr(self, n)) > 1]
+        inner = [f"{n} {s}" for n in ("tp", "pp", "vp", "cp") if (s := getattr(self, n)) > 1]
         if self.shard == "fsdp" and self.dp > 1:
             return " ".join([*inner, f"fsdp {self.dp}"])
         return " ".join(inner) + (f" × {self.dp}" if inner and self.dp > 1 else "") or (
@@ -124,7 +127,8 @@ class NodePlan(Form):
             its own batches.
         chunks: the parts in which it takes and emits its stream; 1 makes it a barrier.
         resident: whether its state stays on the device while others have their turn.
-        recompute: whether activations are recomputed in the backward pass.
+        recompute: whether activations are recomputed in the backward pass: all of a layer's from
+            its input, or with `selective` what stands between products and every second product.
         balanced: whether data-parallel ranks cut a micro-batch by length, not by number of samples.
         micro_tokens: tokens of one kernel call at most; longer micro-batches take several.
     """
@@ -134,7 +138,7 @@ class NodePlan(Form):
     micro_batch: int | None = Field(default=None, ge=1)
     chunks: int = Field(default=1, ge=1)
     resident: bool = True
-    recompute: bool = False
+    recompute: bool | Literal["selective"] = False
     balanced: bool = False
     micro_tokens: int | None = Field(default=None, ge=1)
 

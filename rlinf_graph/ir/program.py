@@ -159,7 +159,7 @@ class Await:
     model: str
     node: str
     staleness: int
-    method: str
+    method: Literal["copy", "broadcast"]
     every: int = 1
     served: str = ""
     decay: float = 0.0

@@ -13,8 +13,8 @@ from rlinf_graph.ir.node_type import Port, Role, Unit
 from rlinf_graph.ir.work import Generate, HostWork, Lengths, Volume
 from rlinf_graph.nodes.engine import Sampling
 from rlinf_graph.nodes.execution import engine_of, execution, metric
+from rlinf_graph.nodes.lengths import Declared, check_lengths, response_lengths
 from rlinf_graph.nodes.reward import SECONDS_PER_ANSWER, columns_fit
-from rlinf_graph.nodes.rollout import check_lengths, response_lengths
 from rlinf_graph.nodes.verifier import Verifier, rewards_of
 
 
@@ -111,7 +111,7 @@ def reply(
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: tuple[str, ...] = (),
-    lengths: tuple[float, ...] | float | None = None,  # noqa: ARG001  read when planning
+    lengths: Declared = None,  # noqa: ARG001  read when planning
 ) -> Dialogs:
     """Let the policy speak once more in each dialog that is not done.
 

@@ -14,8 +14,8 @@ from rlinf_graph.ir.node_type import Place, Port, Role, Unit
 from rlinf_graph.ir.work import Generate, Volume
 from rlinf_graph.nodes.engine import Sampling
 from rlinf_graph.nodes.execution import engine_of, execution, metric
+from rlinf_graph.nodes.lengths import Declared, check_lengths, response_lengths
 from rlinf_graph.nodes.reward import columns_fit
-from rlinf_graph.nodes.rollout import check_lengths, response_lengths
 from rlinf_graph.nodes.verifier import Verifier, rewards_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def evaluate(
     stop: tuple[str, ...] = (),
     pass_at: int | None = None,
     name: str = "eval",
-    lengths: tuple[float, ...] | float | None = None,  # noqa: ARG001  read when planning
+    lengths: Declared = None,  # noqa: ARG001  read when planning
 ) -> None:
     """Answer problems and emit how good the answers are.
 

@@ -24,27 +24,7 @@ from rlinf_graph.nodes.engine import Sampling
 from rlinf_graph.nodes.env import step_values
 from rlinf_graph.nodes.execution import engine_of, execution, metric
 from rlinf_graph.nodes.first_finished import first_of
-
-DEFAULT_SPREAD = (0.08, 0.14, 0.19, 0.24, 0.30, 0.37, 0.46, 0.60, 0.85, 1.0)
-"""Deciles of response length over the token limit where none are declared: mean 0.42, with a tail
-at the limit. An assumption, and printed as one."""
-
-
-def response_lengths(max_tokens: int, lengths: tuple[float, ...] | float | None) -> Lengths:
-    """The distribution to plan with: what the user declares, else an assumed one."""
-    if lengths is None:
-        return Lengths(tuple(max_tokens * q for q in DEFAULT_SPREAD), "declared default")
-    quantiles = lengths if isinstance(lengths, tuple) else (lengths,)
-    return Lengths(tuple(float(q) for q in quantiles), "declared")
-
-
-def check_lengths(node: Node) -> Iterator[Diagnostic]:
-    """The declared lengths are numbers of tokens."""
-    given = node.option("lengths")
-    quantiles = given if isinstance(given, tuple) else () if given is None else (given,)
-    if given == () or not all(0 < q < float("inf") for q in quantiles):
-        message = f"`lengths` of `{node.name}` are {given}; they are numbers of tokens over 0"
-        yield Diagnostic("RG0104", message, node.at("lengths"))
+from rlinf_graph.nodes.lengths import Declared, check_lengths, response_lengths
 
 
 def _kept_and_decoded(options: Mapping[str, Any]) -> tuple[Lengths, Lengths]:
@@ -106,7 +86,7 @@ def rollout(
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: tuple[str, ...] = (),
-    lengths: tuple[float, ...] | float | None = None,  # noqa: ARG001  read when planning
+    lengths: Declared = None,  # noqa: ARG001  read when planning
     keep: int | None = None,
 ) -> Rollouts:
     """Sample responses to prompts.
@@ -120,8 +100,9 @@ def rollout(
         temperature: of the softmax; 0 is greedy.
         top_p: smallest set of tokens with at least this probability; 1 keeps all.
         stop: texts that end a response, besides the tokenizer's end token.
-        lengths: what to plan with: the response length in tokens, or its quantiles at equal steps
-            of probability. Does not change what is sampled.
+        lengths: what to plan with: the response length in tokens, its quantiles at equal steps of
+            probability, or the path of a JSONL file of measured lengths. Does not change what is
+            sampled.
         keep: of the `samples` responses to a prompt return only the `keep` that finish first: with
             the fewest tokens, among equals the first drawn. The others are given up as soon as
             they have, so that no prompt waits for its longest response. It prefers short answers,

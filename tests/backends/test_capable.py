@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rlinf_graph.backends.capable import check_engines
 from rlinf_graph.cli.api import compile_pipeline, run_compiled
 from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.ir.plan import Parallel
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -41,3 +44,26 @@ def test_a_plan_for_an_engine_that_is_not_there_is_refused_and_run_makes_another
         run_compiled(given, iterations=1, folder=tmp_path)
     able = compile_pipeline(pipeline, "2xcpu", runnable=True).plan
     assert {settings.engine for settings in able.nodes.values()} == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "said"),
+    [
+        ({"vp": 2}, {}, "vp 2"),
+        ({"dp": 2, "shard": "optimizer"}, {}, "optimizer 2"),
+        ({}, {"recompute": "selective"}, "selective recomputation"),
+    ],
+)
+def test_what_only_other_trainers_do_is_refused(
+    layout: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    pipeline, _ = load_pipeline(str(PLANS / "pipeline.py"))
+    ready = compile_pipeline(pipeline, "2xcpu")
+    changed = {
+        name: settings.model_copy(update={"parallel": Parallel(**layout), **change})
+        for name, settings in ready.plan.nodes.items()
+        if name.startswith("train")
+    }
+    plan = ready.plan.model_copy(update={"nodes": {**ready.plan.nodes, **changed}})
+    with pytest.raises(CompileError, match=f"RG0503.*with {said}"):
+        check_engines(ready.graph, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -94,6 +95,18 @@ def test_modes(placement: Placement, mode: str) -> None:
     assert mode_of(placement) == mode
 
 
+@pytest.mark.parametrize("recompute", [False, True, "selective"])
+def test_recomputation_is_read_as_it_was_written(recompute: bool | Literal["selective"]) -> None:
+    settings = NodePlan(recompute=recompute)
+    assert NodePlan.model_validate_json(settings.model_dump_json()).recompute == recompute
+
+
+def test_plans_from_before_virtual_stages_are_read() -> None:
+    old = '{"parallel": {"dp": 2, "pp": 2, "shard": "fsdp"}, "recompute": true}'
+    settings = NodePlan.model_validate_json(old)
+    assert (settings.parallel.vp, settings.recompute) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("parallel", "shown"),
     [
@@ -102,6 +115,7 @@ def test_modes(placement: Placement, mode: str) -> None:
         (Parallel(dp=8, shard="fsdp"), "fsdp 8"),
         (Parallel(dp=4, tp=2), "tp 2 × 4"),
         (Parallel(dp=2, tp=2, pp=2), "tp 2 pp 2 × 2"),
+        (Parallel(dp=2, pp=2, vp=4), "pp 2 vp 4 × 2"),
     ],
 )
 def test_layouts_are_shown_shortly(parallel: Parallel, shown: str) -> None:

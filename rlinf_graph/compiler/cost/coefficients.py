@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from rlinf_graph.compiler.cost.constants import EngineTraits
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
-from rlinf_graph.compiler.cost.formats import Formats, made_in
 from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.served import Formats, made_in
 from rlinf_graph.compiler.cost.shapes import ModelShape
 
 
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     ep: int
     flops: tuple[tuple[str, float], ...]
     memory_bandwidth: float
-    grace: bool
+    host: float
     traits: EngineTraits
     constants: DecodeConstants
     prompt: float
@@ -90,7 +90,7 @@ def coefficients_of(layout: Layout, formats: Formats, prompt: float) -> Coeffici
             ep=parallel.ep,
             flops=hardware.flops,
             memory_bandwidth=hardware.memory_bandwidth,
-            grace=hardware.grace,
+            host=layout.host,
             traits=layout.traits,
             constants=layout.constants.decoding,
             prompt=prompt,
@@ -112,7 +112,6 @@ def _coefficients(part: Part) -> Coefficients:
     body = formats.attention * attention + formats.feed_forward * dense
     rates = _rates(part)
     second = 1 / (part.memory_bandwidth * known.bandwidth)
-    host = known.grace if part.grace else 1.0
     layers = _layers(part)
     graphs = part.traits.graphs
     return Coefficients(
@@ -130,9 +129,9 @@ def _coefficients(part: Part) -> Coefficients:
         logits=part.traits.logit_bytes * shape.vocab / part.tp * second,
         moved=_between(part) * second,
         fixed=known.floor * (layers + shape.expert_layers * part.stage),
-        launches=host * layers * (known.launch if graphs else part.traits.layer_s),
+        launches=part.host * layers * (known.launch if graphs else part.traits.layer_s),
         replayed=graphs,
-        sequence=host * known.sequence if graphs else 0.0,
+        sequence=part.host * known.sequence if graphs else 0.0,
         layers=layers,
         weights=attention + dense + experts,
         held=body + formats.feed_forward * experts,

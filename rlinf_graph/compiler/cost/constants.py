@@ -5,59 +5,13 @@ Few and rough on purpose: they put plans in order before anything has been measu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rlinf_graph.compiler.cost.decode_constants import PLAIN_ROOFLINE, DecodeConstants
-from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
-from rlinf_graph.compiler.cost.pass_constants import PassConstants
-
-
-@dataclass(frozen=True)
-class Constants:
-    """All constants of one kind of device.
-
-    Attributes:
-        passes: of forward and backward passes.
-        decoding: of sampling.
-        iteration: of what stands between nodes.
-        host_link: share of the link to host memory that copies reach.
-        overlap: whether the host prepares the next layers while the device computes.
-        process: bytes a device loses to the process that uses it: runtime, kernels,
-            communication buffers, fragmentation.
-    """
-
-    passes: PassConstants
-    decoding: DecodeConstants
-    iteration: IterationConstants
-    host_link: float
-    overlap: bool
-    process: float
-
-
-CONSTANTS = {
-    # host_link: pageable copies reach under half of PCIe. process: a CUDA context and NCCL's
-    # buffers.
-    "gpu": Constants(
-        passes=PassConstants(),
-        decoding=DecodeConstants(),
-        iteration=IterationConstants(),
-        host_link=0.4,
-        overlap=True,
-        process=1.5e9,
-    ),
-    # Measured with the torch engine (torch 2.13) on one core of an AMD EPYC (Zen 5): forward and
-    # backward over 2,560 tokens reach 67 GFLOP/s (2 layers of Qwen2, 128 wide), 83 (4 of 256) and
-    # 89 (4 of 384) of the catalogue's 100; with half of its 20 GB/s, sampling 64 to 512 sequences
-    # of 8 and 32 tokens comes out 23 % too fast to 17 % too slow.
-    "cpu": Constants(
-        passes=PassConstants(matmul=0.75),
-        decoding=replace(PLAIN_ROOFLINE, bandwidth=0.5, matmul=0.75),
-        iteration=IterationConstants(),
-        host_link=1.0,
-        overlap=False,
-        process=0.4e9,
-    ),
-}
+from rlinf_graph.compiler.cost.iteration_constants import ALONE, IterationConstants
+from rlinf_graph.compiler.cost.pass_constants import CPU, PassConstants
+from rlinf_graph.compiler.cost.uncertainty import Widths
 
 GRACE = ("GB200", "GB300", "GH200")
 """Devices whose machines have Grace processors. Published throughput that the host decides is a
@@ -162,15 +116,75 @@ _TRTLLM = replace(
     logit_bytes=8,
 )
 _MEGATRON = replace(_TORCH, paged=True, packs=True, cache_touches=1, logit_bytes=16)
-ENGINES = {
-    ("torch", "gpu"): _TORCH,
-    ("torch", "cpu"): replace(_TORCH, layer_s=260e-6, step_s=0.5e-3),
-    ("vllm", "gpu"): _VLLM,
-    ("vllm", "cpu"): replace(_VLLM, layer_s=260e-6, graphs=False, slots=256),
-    ("trtllm", "gpu"): _TRTLLM,
-    ("megatron", "gpu"): replace(_TORCH, layer_s=400e-6, packs=True),
-    ("megatron-dynamic", "gpu"): _MEGATRON,
-    ("megatron-graphs", "gpu"): replace(_MEGATRON, graphs=True),
+ENGINES: dict[str, dict[str, EngineTraits]] = {
+    "gpu": {
+        "torch": _TORCH,
+        "vllm": _VLLM,
+        "trtllm": _TRTLLM,
+        "megatron": replace(_TORCH, layer_s=400e-6, packs=True),
+        "megatron-dynamic": _MEGATRON,
+        "megatron-graphs": replace(_MEGATRON, graphs=True),
+    },
+    "cpu": {
+        "torch": replace(_TORCH, layer_s=260e-6, step_s=0.5e-3),
+        "vllm": replace(_VLLM, layer_s=260e-6, graphs=False, slots=256),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """All constants of one kind of device.
+
+    Attributes:
+        passes: of forward and backward passes.
+        decoding: of sampling.
+        iteration: of what stands between nodes.
+        host_link: share of the link to host memory that copies reach.
+        overlap: whether the host prepares the next layers while the device computes.
+        process: bytes a device loses to the process that uses it: runtime, kernels,
+            communication buffers, fragmentation.
+        engines: how each engine drives the device.
+        widths: how far off the closed forms may be.
+    """
+
+    passes: PassConstants
+    decoding: DecodeConstants
+    iteration: IterationConstants
+    host_link: float
+    overlap: bool
+    process: float
+    engines: Mapping[str, EngineTraits]
+    widths: Widths
+
+
+CONSTANTS = {
+    # host_link: pageable copies reach under half of PCIe. process: a CUDA context and NCCL's
+    # buffers.
+    "gpu": Constants(
+        passes=PassConstants(),
+        decoding=DecodeConstants(),
+        iteration=IterationConstants(),
+        host_link=0.4,
+        overlap=True,
+        process=1.5e9,
+        engines=ENGINES["gpu"],
+        widths=Widths(sampling=0.4, passes=0.3, sync=0.7, iteration=0.3, compared=0.15),
+    ),
+    # Measured with the torch engine (torch 2.13) on one core of an AMD EPYC (Zen 5): forward and
+    # backward over 2,560 tokens reach 67 GFLOP/s (2 layers of Qwen2, 128 wide), 83 (4 of 256) and
+    # 89 (4 of 384) of the catalogue's 100; with half of its 20 GB/s, sampling 64 to 512 sequences
+    # of 8 and 32 tokens comes out 23 % too fast to 17 % too slow.
+    "cpu": Constants(
+        passes=CPU,
+        decoding=replace(PLAIN_ROOFLINE, bandwidth=0.5, matmul=0.75),
+        iteration=ALONE,
+        host_link=1.0,
+        overlap=False,
+        process=0.4e9,
+        engines=ENGINES["cpu"],
+        widths=Widths(sampling=0.25, passes=0.2, sync=0.7, iteration=0.3, compared=0.15),
+    ),
 }
 
 HOST_SECONDS = 100e-6
@@ -185,8 +199,3 @@ between workers it is more, which a profile tells as hand-over.
 
 HANDOVER_SECONDS = 1e-6
 """For a sample on its way between workers: the unit in which a profile's correction counts."""
-
-
-def engine_traits(engine: str, kind: str) -> EngineTraits:
-    """The traits of an engine on a kind of device; those of torch for one that is not known."""
-    return ENGINES.get((engine, kind), ENGINES["torch", kind])

@@ -9,6 +9,7 @@ from rlinf_graph.compiler.cost.layout import dtype_of, place_of
 from rlinf_graph.compiler.cost.passes import Parts
 from rlinf_graph.compiler.cost.profile import (
     HANDOVER,
+    NOT_SCALED,
     SYNC,
     Correction,
     Profile,
@@ -17,6 +18,7 @@ from rlinf_graph.compiler.cost.profile import (
     subject_of_model,
 )
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.compiler.cost.uncertainty import of_profile, together
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.measurement import Kind
@@ -43,6 +45,20 @@ class Corrector:
         """The parts of one instruction, corrected."""
         made = self.found.get(kind)
         return made.parts(parts, self.ranks) if made else parts
+
+    def width(self, kinds: Sequence[Kind], parts: Parts, closed: float) -> float:
+        """The width of the sum of parts of these kinds, where closed forms have the width `closed`.
+
+        What one device alone cannot show stays a closed form.
+        """
+        made = [self.found[kind] for kind in kinds if kind in self.found]
+        if len(made) < len(kinds):
+            return closed
+        profiled = max(of_profile(c.residual, c.spread) for c in made)
+        return together(
+            (seconds, closed if cause.endswith(NOT_SCALED) else profiled)
+            for cause, seconds in parts.items()
+        )
 
     def covers(self, *kinds: Kind) -> bool:
         """Whether all of these have been measured."""

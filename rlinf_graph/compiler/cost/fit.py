@@ -95,7 +95,7 @@ def estimate_of(costs: CostModel, made: Measurement) -> float:
     """What the cost model says of the very work that was measured, in seconds."""
     node = costs.graph.node(made.node)
     if made.kind == "sync":
-        return costs.sync(node.model or "", DEVICE, DEVICE, "copy")[0]
+        return costs.sync(node.model or "", DEVICE, DEVICE, "copy").seconds
     if made.kind == "handover":
         return made.samples * HANDOVER_SECONDS
     if made.kind == "host":

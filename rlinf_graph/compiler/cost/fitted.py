@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -26,6 +27,21 @@ class Parameter:
     low: float
     high: float
     meaning: str
+
+    def unit(self, value: float) -> float:
+        """Where a value lies in the range: 0 at its low end, 1 at its high end.
+
+        The scale is logarithmic, and linear for a range that begins at 0.
+        """
+        if self.low > 0:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def at(self, unit: float) -> float:
+        """The value there."""
+        if self.low > 0:
+            return self.low * (self.high / self.low) ** unit
+        return self.low + unit * (self.high - self.low)
 
 
 def fitted(value: float, low: float, high: float, meaning: str) -> Any:

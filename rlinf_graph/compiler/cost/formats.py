@@ -1,69 +1,65 @@
-"""Number formats of a model that is served: bytes of its elements, and what its products run in."""
+"""Number formats: the bytes of a weight, and which peak of a device multiplies it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-PEAKS = {"float4": ("float4", "bfloat16"), "float8": ("float8", "bfloat16")}
-"""Formats of products that a device may lack: then weights are unpacked, and bfloat16 is used."""
+from rlinf_graph.compiler.cost.shapes import ModelShape
+
+Scope = Literal["all", "matrices", "experts"]
 
 
 @dataclass(frozen=True)
-class Formats:
-    """Bytes of an element, scales included, and formats of products.
+class Format:
+    """How weights are stored.
 
     Attributes:
-        attention: bytes of a weight of attention and of recurrent layers.
-        feed_forward: of dense feed-forward layers and of experts.
-        ends: of embedding and head.
-        cache: of keys, values and latents.
-        attention_product: what the projections of attention are multiplied in.
-        feed_forward_product: what feed-forward layers are multiplied in.
-        cache_product: what decoding multiplies queries, keys and values in.
+        bytes: of a weight, shared scales included.
+        peaks: formats in which a device may multiply it, the fastest first. Where it has no units
+            for the format itself, weights are widened as they are read.
+        scope: what is stored so: every weight, the matrices of the layers, or of these the
+            experts' alone where there are any. The rest is in bfloat16.
     """
 
-    attention: float
-    feed_forward: float
-    ends: float
-    cache: float
-    attention_product: str
-    feed_forward_product: str
-    cache_product: str
-
-    @classmethod
-    def plain(cls, dtype: str, size: float) -> Formats:
-        """Everything in one format."""
-        return cls(size, size, size, size, dtype, dtype, dtype)
+    bytes: float
+    peaks: tuple[str, ...]
+    scope: Scope = "all"
 
 
-NVFP4 = 0.5 + 1 / 16
-"""Bytes of a weight: 4 bits, and 8 bits of scale for 16 (NVIDIA's format)."""
-MXFP4 = 0.5 + 1 / 32
-"""The same with 8 bits of scale for 32 (OCP Microscaling Formats 1.0)."""
-
-FORMATS: Mapping[str, Formats] = {
-    "float64": Formats.plain("float64", 8),
-    "float32": Formats.plain("float32", 4),
-    "bfloat16": Formats.plain("bfloat16", 2),
-    "float16": Formats.plain("float16", 2),
-    # Checkpoints in 8 and 4 bits leave embedding and head in bfloat16.
-    "float8": Formats(1, 1, 2, 1, "float8", "float8", "float8"),
-    "float4": Formats(NVFP4, NVFP4, 2, 1, "float4", "float4", "float8"),
-    # Experts alone; the cache stays in bfloat16.
-    "mxfp4": Formats(2, MXFP4, 2, 2, "bfloat16", "float4", "bfloat16"),
+FORMATS: Mapping[str, Format] = {
+    "float64": Format(8, ("float64",)),
+    "float32": Format(4, ("float32",)),
+    "bfloat16": Format(2, ("bfloat16",)),
+    "float16": Format(2, ("float16", "bfloat16")),
+    # A scale for a block of 128 x 128 weights, as DeepSeek-V3 has it, is 0.02 % and left out.
+    "float8": Format(1, ("float8", "bfloat16"), "matrices"),
+    # OCP Microscaling Formats 1.0, section 5: 4 bits, and an 8-bit scale for 32 of them.
+    "mxfp4": Format(4.25 / 8, ("float4", "bfloat16"), "experts"),
+    # NVIDIA's: 4 bits, and an 8-bit scale for 16 of them.
+    "nvfp4": Format(4.5 / 8, ("float4", "bfloat16"), "matrices"),
 }
 
-
-def formats_of(dtype: str) -> Formats:
-    """The formats of a model by the name of its weights' format."""
-    return FORMATS[dtype]
+WIDE = FORMATS["bfloat16"]
 
 
-def made_in(flops: tuple[tuple[str, float], ...], product: str) -> tuple[str, float]:
-    """The format that a device multiplies in when asked for one, and its operations a second."""
-    figures = dict(flops)
-    for name in PEAKS.get(product, (product,)):
-        if name in figures:
-            return name, figures[name]
-    return "float32", figures["float32"]
+def peak(flops: Mapping[str, float], dtype: str) -> float:
+    """Operations a second of a device in a format, of the peaks that its maker publishes.
+
+    Args:
+        flops: peaks by format; float32's is there.
+        dtype: of the weights, a key of `FORMATS`.
+    """
+    return next((flops[name] for name in FORMATS[dtype].peaks if name in flops), flops["float32"])
+
+
+def weight_bytes(shape: ModelShape, head: str, dtype: str) -> float:
+    """Bytes of all weights of a model."""
+    form, total = FORMATS[dtype], shape.parameters(head)
+    if form.scope == "all":
+        return total * form.bytes
+    short = shape.expert_matrices
+    if form.scope == "matrices" or not short:
+        short += shape.dense_matrices
+    return short * form.bytes + (total - short) * WIDE.bytes

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlinf_graph.compiler.cost.formats import Formats
 from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.served import Formats
 
 Array = npt.NDArray[np.float64]
 

@@ -11,8 +11,8 @@ from rlinf_graph.compiler.cost.constants import (
     GRACE,
     Constants,
     EngineTraits,
-    engine_traits,
 )
+from rlinf_graph.compiler.cost.execution import PLAIN, Execution
 from rlinf_graph.compiler.cost.links import Ring, ring
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, Link
@@ -52,6 +52,8 @@ class Hardware:
         data: the devices that hold the same part of the model: data and context ranks.
         experts: the devices that hold a replica's experts together.
         stages: two neighbours of a pipeline.
+        replicas: the devices that hold the same experts.
+        power: watts of a device; 0 where one's are not known.
         device: the type's name in the catalogue; empty for devices of several types.
     """
 
@@ -65,7 +67,9 @@ class Hardware:
     data: Ring
     experts: Ring
     stages: Ring
-    device: str
+    replicas: Ring
+    power: float = 0.0
+    device: str = ""
 
     @property
     def grace(self) -> bool:
@@ -80,6 +84,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
     links = [device.host_link for device in types]
     tp, model = parallel.tp, parallel.tp * parallel.cp
     stage = model * parallel.dp
+    data = ring(cluster, devices[:stage:tp])
     return Hardware(
         kind="cpu" if any(device.kind == "cpu" for device in types) else "gpu",
         memory=min(device.memory for device in types),
@@ -88,9 +93,11 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         host_link=Link(min(k.bandwidth for k in links), max(k.latency for k in links)),
         tensor=ring(cluster, devices[:tp]),
         context=ring(cluster, devices[:model:tp]),
-        data=ring(cluster, devices[:stage:tp]),
-        experts=ring(cluster, devices[: model * parallel.ep : model]),
+        data=data,
+        experts=ring(cluster, devices[: tp * parallel.ep : tp]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
+        replicas=ring(cluster, devices[: stage : tp * parallel.ep]) if parallel.ep > 1 else data,
+        power=min(device.power for device in types),
         device=types[0].name if len({device.name for device in types}) == 1 else "",
     )
 
@@ -106,6 +113,7 @@ class Layout:
         hardware: its devices.
         settings: the node's plan.
         constants: of its kind of device.
+        execution: how the engine runs passes.
     """
 
     shape: ModelShape
@@ -114,6 +122,7 @@ class Layout:
     hardware: Hardware
     settings: NodePlan
     constants: Constants
+    execution: Execution = PLAIN
 
     @property
     def parallel(self) -> Parallel:
@@ -122,8 +131,9 @@ class Layout:
 
     @cached_property
     def traits(self) -> EngineTraits:
-        """How the engine drives the device."""
-        return engine_traits(self.settings.engine, self.hardware.kind)
+        """How the engine drives the device; one that is not known is taken for torch."""
+        engines = self.constants.engines
+        return engines.get(self.settings.engine, engines["torch"])
 
     @cached_property
     def element(self) -> int:
@@ -141,6 +151,11 @@ class Layout:
     def bandwidth(self) -> float:
         """Bytes a second of memory that are reached."""
         return self.hardware.memory_bandwidth * self.constants.decoding.bandwidth
+
+    @cached_property
+    def host(self) -> float:
+        """Host time on this machine, by that on x86."""
+        return self.constants.decoding.grace if self.hardware.grace else 1.0
 
     @cached_property
     def stage(self) -> float:
@@ -202,8 +217,8 @@ def _uneven(shape: ModelShape, parallel: Parallel) -> str | None:
         return f"ep {parallel.ep}, but the model has no experts"
     if shape.experts and shape.experts % parallel.ep:
         return f"ep {parallel.ep} does not divide {shape.experts} experts"
-    if parallel.dp % parallel.ep:
-        return f"ep {parallel.ep} does not divide dp {parallel.dp}"
+    if parallel.dp * parallel.cp % parallel.ep:
+        return f"ep {parallel.ep} does not divide dp {parallel.dp} times cp {parallel.cp}"
     return None
 
 

@@ -14,6 +14,7 @@ from rlinf_graph.compiler.cost.constants import (
     Constants,
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
+from rlinf_graph.compiler.cost.execution import EXECUTIONS, PLAIN
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
     Hardware,
@@ -23,15 +24,18 @@ from rlinf_graph.compiler.cost.layout import (
     place_of,
     refusal,
 )
-from rlinf_graph.compiler.cost.links import COLLECTIVE, ring
+from rlinf_graph.compiler.cost.links import ring
 from rlinf_graph.compiler.cost.lookup import shape_of
 from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
+from rlinf_graph.compiler.cost.uncertainty import of_profile, together
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
+from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
@@ -51,7 +55,9 @@ class NodeCost:
         working: bytes of each device only while the node runs.
         load_s: seconds to bring the resident part from host memory.
         offload_s: seconds to take it there.
-        origin: `roofline`, `profiled` or `declared`.
+        origin: `roofline`, `traced`, `measured kernel`, `profiled` or `declared`.
+        width: half the width of the 80 % interval of `seconds`, as a logarithm; 0 for what nobody
+            can tell, such as declared host work.
     """
 
     seconds: float
@@ -61,6 +67,7 @@ class NodeCost:
     load_s: float = 0.0
     offload_s: float = 0.0
     origin: str = "roofline"
+    width: float = 0.0
 
 
 class CostModel:
@@ -121,14 +128,20 @@ class CostModel:
         return self._costs[key]
 
     def _cost(
-        self, node: Node, work: DeviceWork, layout: Layout, place: Sequence[int], kept: float
+        self,
+        node: Node,
+        work: DeviceWork,
+        layout: Layout,
+        place: Sequence[int],
+        kept: float,
+        working: Parts | None = None,
     ) -> NodeCost:
         correct = self.corrections.node(node, place, layout.settings)
         if isinstance(work, Generate):
-            parts, working = self._sampling(node, layout, work, kept)
-            made = _sampled(layout, dict(parts), dict(working), correct)
+            parts, sampling = self._sampling(node, layout, work, kept)
+            made = _sampled(layout, dict(parts), dict(sampling), correct)
         else:
-            made = _passed(layout, work, correct)
+            made = _passed(layout, work, correct, working or memory.pass_working(layout, work))
         return _in_loop(made, node, layout.settings.chunks)
 
     def within(
@@ -142,10 +155,11 @@ class CostModel:
         if refusal(self.shapes[node.model or ""], work, len(devices), settings):
             return None
         layout = self._new_layout(node, devices, settings)
-        held = sum(memory.resident(layout, isinstance(work, Train)).values())
+        held, working = sum(memory.resident(layout, isinstance(work, Train)).values()), None
         if isinstance(work, Train):
-            held += sum(memory.pass_working(layout, work).values())
-        return None if held > room else self._cost(node, work, layout, devices, 0.0)
+            working = memory.pass_working(layout, work)
+            held += sum(working.values())
+        return None if held > room else self._cost(node, work, layout, devices, 0.0, working)
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
@@ -186,7 +200,8 @@ class CostModel:
             work = HostWork(samples, HOST_SECONDS, "declared default")
         if made := self.corrections.host(node):
             seconds = made.seconds(work.samples * work.seconds_per_sample)
-            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED)
+            width = of_profile(made.residual, made.spread)
+            once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED, width=width)
             return _in_loop(once, node, chunks=1)
         used = max(1, min(processes, group.cpus * group.nodes))
         seconds = work.samples * work.seconds_per_sample / used
@@ -199,33 +214,69 @@ class CostModel:
         return made.seconds(samples * HANDOVER_SECONDS) if made else 0.0
 
     def sync(
-        self, model: str, source: Sequence[int], target: Sequence[int], method: str
-    ) -> tuple[float, str]:
-        """Seconds to bring a model's weights from its trainer to who serves it, and the origin.
+        self,
+        model: str,
+        source: Sequence[int],
+        target: Sequence[int],
+        method: Method,
+        *,
+        changed: float = 1.0,
+        rank: int = 0,
+    ) -> NodeCost:
+        """What it costs to bring a model's weights from its trainer to who serves it.
 
-        `copy` stays on the devices: the shards of the trainer are gathered, written once.
-        `broadcast` sends all weights through the slowest link on the way. The trainer's layout is
-        not asked for: every device is taken to need all of the weights. A profile corrects what a
-        device does for it, not the way between devices.
+        A profile corrects what a device does for it, not the way between devices.
+
+        Args:
+            model: name.
+            source: the trainer's devices; its layout is not asked for, every device is taken to
+                need all of the weights.
+            target: those that serve it.
+            method: `copy` stays on the trainer's devices; `broadcast` sends all weights to the
+                others, `delta` the share that changed, `adapter` those of low-rank adapters.
+            changed: share of the weights that differ from the last version, for `delta`.
+            rank: of the adapters, for `adapter`.
         """
+        refit = self._refit(model, source, target, method, changed, rank)
+        parts, origin = refit.parts(), "roofline"
+        width = closed = self.constants_of((*source, *target)).widths.sync
+        if made := self.corrections.sync(model, source[0]):
+            parts["weights"] = made.seconds(parts["weights"])
+            own = of_profile(made.residual, made.spread)
+            width = together((s, own if p == "weights" else closed) for p, s in parts.items())
+            origin = PROFILED if refit.ring.size == 1 else origin
+        return NodeCost(sum(parts.values()), parts=_items(parts), origin=origin, width=width)
+
+    def constants_of(self, devices: Sequence[int]) -> Constants:
+        """The constants of some devices; of processors where there are several kinds."""
+        kinds = {group.device.kind for group in self.cluster.groups_of(devices)}
+        return self.constants["cpu" if "cpu" in kinds else "gpu"]
+
+    def _refit(
+        self,
+        model: str,
+        source: Sequence[int],
+        target: Sequence[int],
+        method: Method,
+        changed: float,
+        rank: int,
+    ) -> Refit:
         definition, shape = self._models[model], self.shapes[model]
         groups = {*self.cluster.groups_of(source), *self.cluster.groups_of(target)}
         kinds = {group.device.kind for group in groups}
-        dtype = dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")
-        size = shape.parameters(definition.head) * SIZES[dtype]
-        devices = sorted({*source, *target}) if method == "broadcast" else list(source)
-        slowest = min(
-            g.device.memory_bandwidth * self.constants[g.device.kind].decoding.bandwidth
-            for g in groups
+        constants = self.constants["cpu" if "cpu" in kinds else "gpu"]
+        bandwidth = min(group.device.memory_bandwidth for group in groups)
+        devices = list(source) if method == "copy" else sorted({*source, *target})
+        weights = shape.parameters(definition.head)
+        return Refit(
+            shape=shape,
+            weights=adapter_weights(shape, rank) if method == "adapter" else weights,
+            element=SIZES[dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")],
+            ring=ring(self.cluster, devices),
+            bandwidth=bandwidth * constants.decoding.bandwidth,
+            constants=constants.iteration,
+            changed=changed if method == "delta" else 1.0,
         )
-        refit = min(self.constants[g.device.kind].iteration.refit for g in groups)
-        seconds, origin = 2 * size / slowest, "roofline"
-        if made := self.corrections.sync(model, source[0]):
-            seconds, origin = made.seconds(seconds), PROFILED
-        if len(devices) > 1:
-            seconds += ring(self.cluster, devices).broadcast(size) * COLLECTIVE / refit
-            origin = "roofline"
-        return seconds, origin
 
     def _sampling(
         self, node: Node, layout: Layout, work: Generate, kept: float
@@ -265,6 +316,7 @@ class CostModel:
             hardware=hardware,
             settings=settings,
             constants=self.constants[hardware.kind],
+            execution=EXECUTIONS.get(settings.engine, PLAIN),
         )
 
     def _hardware_of(self, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -292,25 +344,32 @@ class CostModel:
 
 def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
-    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+    width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
+    measured = correct.covers("chunk")
+    return _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
 
 
-def _passed(layout: Layout, work: Forward | Train, correct: Corrector) -> NodeCost:
-    working = memory.pass_working(layout, work)
+def _passed(layout: Layout, work: Forward | Train, correct: Corrector, working: Parts) -> NodeCost:
+    trained = isinstance(work, Train)
+    kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step") if trained else ("chunk",)
     if isinstance(work, Train):
         parts = training.train_parts(layout, work, correct)
-        measured = correct.covers("accumulate", "optimizer_step")
-        return _node_cost(layout, parts, working, trained=True, measured=measured)
-    parts = scaled(correct("chunk", training.forward_chunk(layout, work)), layout.settings.chunks)
-    return _node_cost(layout, parts, working, trained=False, measured=correct.covers("chunk"))
+    else:
+        chunk = correct("chunk", training.forward_chunk(layout, work))
+        parts = scaled(chunk, layout.settings.chunks)
+    width = correct.width(kinds, parts, layout.constants.widths.passes)
+    measured = correct.covers(*kinds)
+    return _node_cost(layout, parts, working, trained=trained, measured=measured, width=width)
 
 
 def _node_cost(
-    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool
+    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool, width: float
 ) -> NodeCost:
     resident = memory.resident(layout, trained)
     link = layout.hardware.host_link
     moving = memory.moved(resident) / (link.bandwidth * layout.constants.host_link) + link.latency
+    if layout.traits.paged:
+        moving += layout.constants.iteration.wake_s / 2
     return NodeCost(
         seconds=sum(parts.values()),
         parts=_items(parts),
@@ -319,6 +378,7 @@ def _node_cost(
         load_s=moving,
         offload_s=moving,
         origin=PROFILED if measured else "roofline",
+        width=width,
     )
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rlinf_graph.compiler.cost.coefficients import split_of
-from rlinf_graph.compiler.cost.formats import Formats, formats_of
 from rlinf_graph.compiler.cost.kernels import MEASURED, Kernels, Missing, Surface
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.passes import Parts, per_rank
+from rlinf_graph.compiler.cost.served import Formats, formats_of
 from rlinf_graph.compiler.cost.steps import Load, Seconds, Steps
 from rlinf_graph.ir.work import Generate
 
@@ -225,7 +225,8 @@ class Rollout:
         calls = math.ceil(unread / self._room(0, 1)) if unread else 0
         load.tokens[0] = unread / max(1, calls)
         seconds = self.steps.seconds(load)
-        once = seconds.total[0] - seconds.talk[0] - self.layout.traits.step_s
+        once = seconds.total[0] - seconds.talk[0]
+        once -= self.layout.host * self.layout.traits.step_s
         counts /= self._kept
         return self._summed(seconds, counts, calls * once, calls * seconds.talk[0])
 

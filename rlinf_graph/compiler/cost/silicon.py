@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, cast
 
-from rlinf_graph.compiler.cost.formats import MXFP4, Formats, made_in
 from rlinf_graph.compiler.cost.kernels import Missing, Surface
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.lookup import known_models
+from rlinf_graph.compiler.cost.served import MXFP4, Formats, made_in
 from rlinf_graph.compiler.cost.shapes import ModelShape
 
 PACKAGE = "aiconfigurator_core"

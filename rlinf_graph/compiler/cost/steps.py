@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rlinf_graph.compiler.cost.coefficients import Coefficients, coefficients_of
-from rlinf_graph.compiler.cost.formats import Formats
 from rlinf_graph.compiler.cost.kernels import Surface
 from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.served import Formats
 
 Array = npt.NDArray[np.float64]
 
@@ -107,7 +107,7 @@ class Steps:
         host = layout.parallel.pp * issued + made.sequence * load.batch
         device = busy + talk
         waits = self._blended(device, host) - device if layout.constants.overlap else host
-        return Seconds(busy, talk, waits + layout.traits.step_s)
+        return Seconds(busy, talk, waits + layout.host * layout.traits.step_s)
 
     def _measured(self, load: Load) -> tuple[Array, Array]:
         """Seconds of a device, messages among them: of decoding, and of reading the prompts."""

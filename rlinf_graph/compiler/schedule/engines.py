@@ -24,7 +24,8 @@ class Able:
         samples: whether it generates text.
         passes: whether it makes forward passes and trains.
         small: whether it knows small networks.
-        axes: `dp`, `tp`, `pp`, `cp`, `ep`, `fsdp`.
+        axes: `dp`, `tp`, `pp`, `cp`, `ep`, `fsdp`; `optimizer` where data-parallel ranks always
+            share the optimizer's states.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Able:
 
 ENGINES = (
     Able("vllm", ("gpu",), True, False, False, ("dp", "tp", "pp", "ep")),
-    Able("megatron", ("gpu",), False, True, False, ("dp", "tp", "pp", "cp", "ep")),
+    Able("megatron", ("gpu",), False, True, False, ("dp", "tp", "pp", "cp", "ep", "optimizer")),
     Able("torch", ("gpu", "cpu"), True, True, True, ("dp", "fsdp")),
 )
 
