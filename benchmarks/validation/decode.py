@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.decode_constants import DecodeConstants
@@ -54,7 +53,7 @@ MOST, MOST_TOKENS, LEAST_TOKENS = 4096, 32_768, 2048
 DEFAULT, DEFAULT_TOKENS = 2048, 8192
 """The same where the tool has no rule for a number format, as for MXFP4."""
 
-PRECISIONS = {"BF16": "bfloat16", "FP8": "float8", "FP4": "float4"}
+PRECISIONS = {"BF16": "bfloat16", "FP8": "float8", "FP4": "nvfp4"}
 GRAPHS = "hybrid_nanov3"
 """Of Megatron's test cases those that replay graphs (server/model_args: --cuda-graph-impl)."""
 
@@ -117,6 +116,7 @@ def _case(row: Row) -> Case:
         measured=measured,
         payload=served,
         assumed=(*assumed, *more),
+        weight=0.0 if row.doubtful else 1.0,
     )
 
 
@@ -159,7 +159,6 @@ def _tuned(layout: Layout, work: Generate, formats: Formats) -> tuple[Layout, in
     return layout, math.ceil(max(tokens, work.prompt_tokens + slots))
 
 
-@cache
 def _hardware(device: str, parallel: Parallel) -> Hardware:
     count = parallel.devices
     try:
@@ -204,7 +203,7 @@ def _formats(row: Row, shape: ModelShape) -> Formats:
     name = PRECISIONS.get(row.text("precision"))
     if name is None:
         raise ValueError(f"number format {row.text('precision')} is not known")
-    if shape.kv_rank and name == "float4":
+    if shape.kv_rank and name == "nvfp4":
         return replace(FORMATS[name], attention=1.1, attention_product="float8")
     return FORMATS[name]
 

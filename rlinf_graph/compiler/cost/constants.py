@@ -40,6 +40,7 @@ class EngineTraits:
         reserves: whether a sequence gets the cache of its longest possible form when it starts.
         rest: share of what weights leave of the memory that the cache takes; 0 for engines that
             keep weights and cache together under a share of all memory.
+        workspace: bytes that the engine takes besides weights, cache and logits.
         slots: sequences decoded together at most.
         packs: whether training batches are packed; without, they are padded to their longest.
         cache_touches: how often a step moves the cache through memory.
@@ -54,6 +55,7 @@ class EngineTraits:
     tokens: int
     reserves: bool
     rest: float
+    workspace: float
     slots: int
     packs: bool
     cache_touches: int
@@ -82,6 +84,7 @@ _TORCH = EngineTraits(
     tokens=PACKED_TOKENS,
     reserves=False,
     rest=0.0,
+    workspace=0.0,
     slots=2**20,
     packs=False,
     cache_touches=3,
@@ -96,13 +99,21 @@ _VLLM = EngineTraits(
     tokens=PACKED_TOKENS,
     reserves=False,
     rest=0.0,
+    workspace=0.0,
     slots=1024,
     packs=True,
     cache_touches=1,
     logit_bytes=16,
 )
 _TRTLLM = replace(
-    _VLLM, step_s=0.0, chunked=False, reserves=True, rest=0.95, slots=4096, logit_bytes=8
+    _VLLM,
+    step_s=0.0,
+    chunked=False,
+    reserves=True,
+    rest=0.95,
+    workspace=2.5e9,
+    slots=4096,
+    logit_bytes=8,
 )
 _MEGATRON = replace(_TORCH, paged=True, packs=True, cache_touches=1, logit_bytes=16)
 ENGINES: dict[str, dict[str, EngineTraits]] = {

@@ -24,16 +24,16 @@ class DecodeConstants:
         apart: whether compute and memory are compared operator by operator, or in total.
     """
 
-    bandwidth: float = fitted(0.9, 0.4, 0.95, "share of the memory bandwidth that is reached")
-    matmul: float = fitted(0.6, 0.2, 0.9, "share of peak operations that large products reach")
-    float4: float = fitted(0.65, 0.2, 1.0, "of that share, what products in 4 bits reach")
-    grouped: float = fitted(0.33, 0.1, 1.0, "of that share, what products of experts reach")
-    rows: float = fitted(9.0, 0.0, 300.0, "rows at which a product takes twice its weights' time")
-    floor: float = fitted(85e-6, 0.0, 300e-6, "seconds of a layer's kernels besides their work")
-    launch: float = fitted(450e-6, 0.0, 2e-3, "host seconds to issue a layer without a graph")
-    sequence: float = fitted(14e-6, 0.0, 100e-6, "host seconds of a step for each sequence in it")
-    grace: float = fitted(1.55, 1.0, 3.0, "host time on Grace processors by that on x86")
-    imbalance: float = fitted(0.4, 0.0, 2.0, "time of experts that waits for the busiest rank")
+    bandwidth: float = fitted(0.927, 0.4, 0.95, "share of the memory bandwidth that is reached")
+    matmul: float = fitted(0.595, 0.2, 0.9, "share of peak operations that large products reach")
+    float4: float = fitted(0.642, 0.2, 1.0, "of that share, what products in 4 bits reach")
+    grouped: float = fitted(0.339, 0.1, 1.0, "of that share, what products of experts reach")
+    rows: float = fitted(8.77, 0.0, 300.0, "rows at which a product takes twice its weights' time")
+    floor: float = fitted(90.4e-6, 0.0, 300e-6, "seconds of a layer's kernels besides their work")
+    launch: float = fitted(504e-6, 0.0, 2e-3, "host seconds to issue a layer without a graph")
+    sequence: float = fitted(12.5e-6, 0.0, 100e-6, "host seconds of a step for each sequence in it")
+    grace: float = fitted(1.56, 1.0, 3.0, "host time on Grace processors by that on x86")
+    imbalance: float = fitted(0.439, 0.0, 2.0, "time of experts that waits for the busiest rank")
     attention: float = 0.6
     moves: float = 12.0
     blend: float = 3.0

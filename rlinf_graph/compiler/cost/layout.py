@@ -54,7 +54,7 @@ class Hardware:
         stages: two neighbours of a pipeline.
         replicas: the devices that hold the same experts.
         power: watts of a device; 0 where one's are not known.
-        grace: whether the processors of a machine are Grace.
+        device: the type's name in the catalogue; empty for devices of several types.
     """
 
     kind: str
@@ -69,7 +69,12 @@ class Hardware:
     stages: Ring
     replicas: Ring
     power: float = 0.0
-    grace: bool = False
+    device: str = ""
+
+    @property
+    def grace(self) -> bool:
+        """Whether the processors of its machines are Grace."""
+        return self.device in GRACE
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -93,7 +98,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         stages=ring(cluster, devices[: stage + 1 : stage]),
         replicas=ring(cluster, devices[: stage : tp * parallel.ep]) if parallel.ep > 1 else data,
         power=min(device.power for device in types),
-        grace=any(device.name in GRACE for device in types),
+        device=types[0].name if len({device.name for device in types}) == 1 else "",
     )
 
 

@@ -10,12 +10,14 @@ read prompts along with the steps of what decodes (Agrawal et al. 2024, Sarathi-
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from rlinf_graph.compiler.cost.coefficients import split_of
+from rlinf_graph.compiler.cost.kernels import MEASURED, Kernels, Missing, Surface
 from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.compiler.cost.passes import Parts, per_rank
 from rlinf_graph.compiler.cost.served import Formats, formats_of
@@ -29,33 +31,7 @@ CACHE_LIMIT = 0.9
 
 
 PREFILL = "prefill"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Decode steps: how many, at which batch, and how far back their tokens look on average."""
-
-    counts: Array
-    batch: Array
-    context: Array
-
-    @classmethod
-    def one(cls, count: float, batch: float, context: float) -> Rows:
-        """Steps of one kind."""
-        return cls(np.asarray([count]), np.asarray([float(batch)]), np.asarray([float(context)]))
-
-    @classmethod
-    def joined(cls, *several: Rows) -> Rows:
-        """One after another."""
-        return cls(
-            np.concatenate([rows.counts for rows in several]),
-            np.concatenate([rows.batch for rows in several]),
-            np.concatenate([rows.context for rows in several]),
-        )
-
-    def scaled(self, times: float) -> Rows:
-        """So many times as many."""
-        return replace(self, counts=self.counts * times)
+ROOFLINE = "roofline"
 
 
 @dataclass(frozen=True)
@@ -68,6 +44,7 @@ class Rollout:
         kept: bytes that other nodes keep on the device, which the cache cannot have.
         formats: of weights and cache; None for those of the layout's number format.
         tokens: that a step takes at most; 0 for what the engine has as its default.
+        kernels: a source of measured kernels; None for the roofline alone.
     """
 
     layout: Layout
@@ -75,13 +52,31 @@ class Rollout:
     kept: float = 0.0
     formats: Formats | None = None
     tokens: int = 0
+    kernels: Kernels | None = None
 
     @cached_property
     def steps(self) -> Steps:
         """What a step takes."""
         drafted = self.work.speculative.tokens if self.work.speculative else 0
         formats = self.formats or formats_of(self.layout.dtype)
-        return Steps(self.layout, formats, self.work.prompt_tokens, drafted)
+        found = self._looked_up(formats)
+        measured = None if isinstance(found, Missing) else found
+        return Steps(self.layout, formats, self.work.prompt_tokens, drafted, measured)
+
+    def _looked_up(self, formats: Formats) -> Surface | Missing:
+        if self.kernels is None:
+            return Missing("")
+        if self.work.speculative:
+            return Missing("no tables of steps that check drafted tokens")
+        return self.kernels.table(self.layout, formats)
+
+    @property
+    def origin(self) -> str:
+        """Where the seconds come from; with the reason where measured kernels were asked for."""
+        found = self._looked_up(self.steps.formats)
+        if not isinstance(found, Missing):
+            return MEASURED
+        return f"{ROOFLINE} ({found.reason})" if found.reason else ROOFLINE
 
     @cached_property
     def sequences(self) -> int:
@@ -97,11 +92,6 @@ class Rollout:
     def ends(self) -> Array:
         """Response lengths, ascending, each of equal probability."""
         return np.sort(np.asarray(self.work.response.quantiles, dtype=np.float64))
-
-    @cached_property
-    def mean(self) -> float:
-        """Tokens of the average response."""
-        return float(self.ends.mean())
 
     @cached_property
     def alive(self) -> Array:
@@ -129,10 +119,9 @@ class Rollout:
     @cached_property
     def token_bytes(self) -> float:
         """Bytes of a device's cache for one token; latent caches are not split by tp."""
-        shape, parallel = self.layout.shape, self.layout.parallel
-        split = 1 if shape.kv_rank else min(parallel.tp, shape.kv_heads)
+        shape = self.layout.shape
         cached = shape.attention_layers * shape.kv_width * self.layout.stage
-        return cached * self.steps.formats.cache / split
+        return cached * self.steps.formats.cache / split_of(self.layout)
 
     @cached_property
     def sequence_tokens(self) -> float:
@@ -148,7 +137,8 @@ class Rollout:
     def capacity(self) -> float:
         """Bytes that the device leaves to the cache; negative where the weights do not fit."""
         layout, memory = self.layout, self.layout.hardware.memory
-        fixed = self.steps.held_bytes + layout.constants.process + self.kept
+        fixed = self.steps.held_bytes + layout.constants.process + layout.traits.workspace
+        fixed += self.kept
         if layout.traits.rest:
             return layout.traits.rest * (memory - fixed)
         return CACHE_LIMIT * memory - fixed
@@ -179,7 +169,7 @@ class Rollout:
         """How often the places are taken: whole times by sequences of one length, which end
         together; spread out by those of many."""
         times = self.sequences / self.slots
-        spread = float(self.ends[-1] - self.ends[0]) / max(1.0, self.mean)
+        spread = float(self.ends[-1] - self.ends[0]) / max(1.0, self.work.response.mean)
         return times + (math.ceil(times) - times) * max(0.0, 1 - spread)
 
     def parts(self) -> Parts:
@@ -194,40 +184,50 @@ class Rollout:
     def _refilled(self) -> Parts:
         """Places are refilled until none waits, then the last batch drains.
 
-        The first row is a step at a full batch, the second the same with prompts along.
+        The first column is a step at a full batch, the second the same with prompts along.
         """
-        batch = self.sequences / self.waves
-        waiting = Rows.one((self.waves - 1) * self.mean, batch, self._context(self.residual))
-        unread, room = self._unread(batch, self.waves), self._room(batch)
-        reads = unread / room if room else 0.0
-        rows = Rows.joined(
-            waiting, replace(waiting, counts=np.zeros(1)), *self._last(batch, self.waves)
-        ).scaled(1 / self._kept)
+        waves = self.waves
+        batch = self.sequences / waves
+        table = np.zeros((4, len(self.ends) + 3))
+        counts, load = table[0], Load(*table[1:])
+        counts[0] = (waves - 1) * self.work.response.mean
+        load.batch[:2] = batch
+        load.context[:2] = self._context(self.residual)
+        self._last(table[:, 2:], batch, waves)
+        load.tokens[1] = room = self._room(batch, waves)
+        counts /= self._kept
+        reads = self._unread(batch, waves) / room if room else 0.0
         # Where reading prompts takes more steps than decoding does, sequences end before all
         # places are full.
-        late = max(1.0, reads / max(1.0, float(rows.counts.sum())))
-        tokens = np.zeros(len(rows.counts))
-        tokens[1] = room
-        seconds = self.steps.seconds(Load(rows.batch / late, rows.context, tokens))
+        late = max(1.0, reads / max(1.0, float(counts.sum())))
+        counts *= late
+        table[1] /= late
+        seconds = self.steps.seconds(load)
         more = seconds.total[1] - seconds.total[0]
         talk = seconds.talk[1] - seconds.talk[0]
-        return self._summed(seconds, rows.counts * late, reads * (more - talk), reads * talk)
+        return self._summed(seconds, counts, reads * (more - talk), reads * talk)
 
     def _batched(self) -> Parts:
         """Batches that start and end together, one after another; prompts are read before.
 
-        The first row is a step that reads prompts.
+        The first column is a step that reads prompts.
         """
         whole, rest = divmod(self.sequences, self.slots)
-        unread = self._unread(self.slots, 1) * whole + (self._unread(rest, 1) if rest else 0)
-        calls = math.ceil(unread / self._room(0)) if unread else 0
-        several = [rows.scaled(whole) for rows in self._last(self.slots, 1)]
-        rows = Rows.joined(Rows.one(0, 0, 0), *several, *(self._last(rest, 1) if rest else ()))
-        tokens = np.zeros(len(rows.counts))
-        tokens[0] = unread / max(1, calls)
-        seconds = self.steps.seconds(Load(rows.batch, rows.context, tokens))
-        once = seconds.total[0] - seconds.talk[0] - self.layout.traits.step_s
-        counts = rows.counts / self._kept
+        size = len(self.ends) + 1
+        table = np.zeros((4, 1 + 2 * size))
+        counts, load = table[0], Load(*table[1:])
+        self._last(table[:, 1 : size + 1], self.slots, 1)
+        counts *= whole
+        unread = self._unread(self.slots, 1) * whole
+        if rest:
+            self._last(table[:, size + 1 :], rest, 1)
+            unread += self._unread(rest, 1)
+        calls = math.ceil(unread / self._room(0, 1)) if unread else 0
+        load.tokens[0] = unread / max(1, calls)
+        seconds = self.steps.seconds(load)
+        once = seconds.total[0] - seconds.talk[0]
+        once -= self.layout.host * self.layout.traits.step_s
+        counts /= self._kept
         return self._summed(seconds, counts, calls * once, calls * seconds.talk[0])
 
     def _summed(self, seconds: Seconds, counts: Array, prefill: float, talk: float) -> Parts:
@@ -244,18 +244,22 @@ class Rollout:
     def _context(self, response: float) -> float:
         return self.work.prompt_tokens + response
 
-    @cached_property
+    @property
     def _kept(self) -> float:
         """Tokens of a sequence that a step yields."""
         return self.work.speculative.kept if self.work.speculative else 1.0
 
-    def _room(self, batch: float) -> float:
-        """Tokens of prompts in a step that reads some: whole prompts, where they are not cut."""
-        most = self.tokens or self.layout.traits.tokens
-        room, prompt = max(most - batch, most / 8), self.work.prompt_tokens
+    def _room(self, batch: float, waves: float) -> float:
+        """Tokens of prompts in a step that reads some: of those that can start together.
+
+        An engine that cuts prompts fills the step with them; of whole prompts it takes those that
+        fit beside `batch` sequences.
+        """
+        room = self.tokens or self.layout.traits.tokens
+        prompt = self.work.prompt_tokens
         if self.layout.traits.paged and not self.layout.traits.chunked and prompt:
-            room = max(1, room // prompt) * prompt
-        return min(room, self.prompts * prompt)
+            room = max(1, (room - batch) // prompt) * prompt
+        return min(room, self.prompts * prompt / waves)
 
     def _unread(self, batch: float, waves: float) -> float:
         """Tokens to read before `batch * waves` sequences are decoded: prompts, and what those
@@ -272,19 +276,23 @@ class Rollout:
             return float(self.ends[-1]), 0.0
         return float(self.ends[max(0, ended - 1)]), 1 - ended / len(self.ends)
 
-    def _last(self, batch: float, waves: float) -> tuple[Rows, Rows]:
-        """The last batch: what was carried over into it, at full places, and how it drains.
+    def _last(self, table: Array, batch: float, waves: float) -> None:
+        """Fill in the steps of the last batch: counts, sequences, and how far back they look.
 
-        Of `batch` sequences, some are alive with probability 1 - (1 - share) ** batch; only then
-        is there a step, with the expected number that are.
+        First what was carried over into it, at full places; then how it drains. Of `batch`
+        sequences, some are alive with probability 1 - (1 - share) ** batch; only then is there a
+        step, with the expected number that are.
         """
         cut, left = self._cut(waves)
-        over = np.maximum(0.0, self.ends - cut)
-        owed = float(over.mean())
-        context = self._context(cut + (owed / left / 2 if left else 0.0))
-        ends = np.minimum(self.ends, cut)
-        begins = np.concatenate(([0.0], ends[:-1]))
+        counts, together, context, _tokens = table
+        ends = self.ends
+        if left:
+            over = np.maximum(0.0, ends - cut)
+            counts[0], together[0] = over.mean(), batch
+            context[0] = self._context(cut + counts[0] / left / 2)
+            ends = np.minimum(ends, cut)
+        counts[1], counts[2:] = ends[0], np.diff(ends)
         some = 1 - (1 - self.alive) ** batch
-        together = np.minimum(batch, batch * self.rows / some)
-        drain = Rows((ends - begins) * some, together, self._context((ends + begins) / 2))
-        return Rows.one(owed, batch, context), drain
+        context[1:] = self._context(0) + ends - counts[1:] / 2
+        counts[1:] *= some
+        np.minimum(batch, batch * self.rows / some, out=together[1:])

@@ -49,7 +49,7 @@ FORMATS: Mapping[str, Formats] = {
     "float16": Formats.plain("float16", 2),
     # Checkpoints in 8 and 4 bits leave embedding and head in bfloat16.
     "float8": Formats(1, 1, 2, 1, "float8", "float8", "float8"),
-    "float4": Formats(NVFP4, NVFP4, 2, 1, "float4", "float4", "float8"),
+    "nvfp4": Formats(NVFP4, NVFP4, 2, 1, "float4", "float4", "float8"),
     # Experts alone; the cache stays in bfloat16.
     "mxfp4": Formats(2, MXFP4, 2, 2, "bfloat16", "float4", "bfloat16"),
 }
@@ -60,10 +60,10 @@ def formats_of(dtype: str) -> Formats:
     return FORMATS[dtype]
 
 
-def peak(flops: tuple[tuple[str, float], ...], product: str) -> float:
-    """Operations a second of a device in a format, or in the one that takes its place."""
+def made_in(flops: tuple[tuple[str, float], ...], product: str) -> tuple[str, float]:
+    """The format that a device multiplies in when asked for one, and its operations a second."""
     figures = dict(flops)
     for name in PEAKS.get(product, (product,)):
         if name in figures:
-            return figures[name]
-    return figures["float32"]
+            return name, figures[name]
+    return "float32", figures["float32"]
