@@ -23,9 +23,9 @@ class IterationConstants:
         0.5e-3, 0.1e-3, 2e-3, "host seconds of a weight sync for each matrix that is named and sent"
     )
     wake_s: float = fitted(
-        8.0, 3.0, 30.0, "seconds to wake a sampling engine and put it to sleep: cache, graphs"
+        8.0, 1.0, 15.0, "seconds to wake a sampling engine and put it to sleep: cache, graphs"
     )
-    driver_s: float = fitted(2.0, 0.5, 8.0, "seconds of an iteration that no node accounts for")
+    driver_s: float = fitted(2.0, 0.5, 15.0, "seconds of an iteration that no node accounts for")
 
 
 ALONE = IterationConstants(trainer=1.0, matrix_s=0.0, wake_s=0.0)
