@@ -29,6 +29,7 @@ class DeviceType:
         flops: dense peak operations a second by number format (`bfloat16`, `float32`, ...).
         host_link: to the memory of its machine, for offloading.
         source: where the figures come from.
+        power: watts that it may draw; 0 where they are not published.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DeviceType:
     flops: tuple[tuple[str, float], ...]
     host_link: Link
     source: str
+    power: float = 0.0
 
     def peak(self, dtype: str) -> float:
         """Operations a second in a number format; that of float32 where none is published."""

@@ -72,6 +72,7 @@ def _entry(name: str, fields: dict[str, Any]) -> Entry:
         flops=tuple((dtype, figure * TERA) for dtype, figure in fields["flops"].items()),
         host_link=link(**fields["host_link"]),
         source=fields["source"],
+        power=fields.get("power_w", 0.0),
     )
     inside, between = link(**fields["inside"]), link(**fields["between"])
     machine, machines = fields.get("machine", MACHINE), fields.get("machines_inside", 1)

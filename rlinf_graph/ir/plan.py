@@ -128,7 +128,7 @@ class NodePlan(Form):
         chunks: the parts in which it takes and emits its stream; 1 makes it a barrier.
         resident: whether its state stays on the device while others have their turn.
         recompute: whether activations are recomputed in the backward pass: all of a layer's from
-            its input, or with `selective` those of attention and of element-wise work.
+            its input, or with `selective` what stands between products and every second product.
         balanced: whether data-parallel ranks cut a micro-batch by length, not by number of samples.
         micro_tokens: tokens of one kernel call at most; longer micro-batches take several.
     """

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlinf_graph.compiler.cost.constants import (
+    GRACE,
     Constants,
     EngineTraits,
 )
+from rlinf_graph.compiler.cost.execution import PLAIN, Execution
 from rlinf_graph.compiler.cost.links import Ring, ring
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.cluster import Cluster, Link
@@ -50,6 +52,9 @@ class Hardware:
         data: the devices that hold the same part of the model: data and context ranks.
         experts: the devices that hold a replica's experts together.
         stages: two neighbours of a pipeline.
+        replicas: the devices that hold the same experts.
+        power: watts of a device; 0 where one's are not known.
+        grace: whether the processors of a machine are Grace.
     """
 
     kind: str
@@ -62,6 +67,9 @@ class Hardware:
     data: Ring
     experts: Ring
     stages: Ring
+    replicas: Ring
+    power: float = 0.0
+    grace: bool = False
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -71,6 +79,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
     links = [device.host_link for device in types]
     tp, model = parallel.tp, parallel.tp * parallel.cp
     stage = model * parallel.dp
+    data = ring(cluster, devices[:stage:tp])
     return Hardware(
         kind="cpu" if any(device.kind == "cpu" for device in types) else "gpu",
         memory=min(device.memory for device in types),
@@ -79,9 +88,12 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         host_link=Link(min(k.bandwidth for k in links), max(k.latency for k in links)),
         tensor=ring(cluster, devices[:tp]),
         context=ring(cluster, devices[:model:tp]),
-        data=ring(cluster, devices[:stage:tp]),
+        data=data,
         experts=ring(cluster, devices[: tp * parallel.ep : tp]),
         stages=ring(cluster, devices[: stage + 1 : stage]),
+        replicas=ring(cluster, devices[: stage : tp * parallel.ep]) if parallel.ep > 1 else data,
+        power=min(device.power for device in types),
+        grace=any(device.name in GRACE for device in types),
     )
 
 
@@ -96,6 +108,7 @@ class Layout:
         hardware: its devices.
         settings: the node's plan.
         constants: of its kind of device.
+        execution: how the engine runs passes.
     """
 
     shape: ModelShape
@@ -104,6 +117,7 @@ class Layout:
     hardware: Hardware
     settings: NodePlan
     constants: Constants
+    execution: Execution = PLAIN
 
     @property
     def parallel(self) -> Parallel:
@@ -132,6 +146,11 @@ class Layout:
     def bandwidth(self) -> float:
         """Bytes a second of memory that are reached."""
         return self.hardware.memory_bandwidth * self.constants.decoding.bandwidth
+
+    @cached_property
+    def host(self) -> float:
+        """Host time on this machine, by that on x86."""
+        return self.constants.decoding.grace if self.hardware.grace else 1.0
 
     @cached_property
     def stage(self) -> float:
@@ -171,9 +190,7 @@ class Layout:
 
     def launch_s(self, passes: float = 1.0) -> float:
         """Host seconds to issue the layers of a stage `passes` times."""
-        shape, traits = self.shape, self.traits
-        layers = traits.layer_s * shape.launches * shape.layers
-        return passes * (layers + traits.expert_layer_s * shape.expert_layers) * self.stage
+        return passes * self.traits.layer_s * self.shape.launches * self.shape.layers * self.stage
 
 
 def refusal(shape: ModelShape, work: Work, devices: int, settings: NodePlan) -> str | None:

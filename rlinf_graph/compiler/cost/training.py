@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
 from rlinf_graph.compiler.cost.layout import Layout
+from rlinf_graph.compiler.cost.packed import Packed
 from rlinf_graph.compiler.cost.passes import (
     FORWARD,
-    RECOMPUTED,
-    TRAINING,
-    Packed,
     Parts,
     added,
     bubble_of,
@@ -18,6 +16,7 @@ from rlinf_graph.compiler.cost.passes import (
     per_rank,
     scaled,
     split_calls,
+    training_kind,
 )
 from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.work import Forward, Lengths, Train
@@ -36,7 +35,7 @@ def forward_chunk(layout: Layout, work: Forward) -> Parts:
     parallel, chunks = layout.parallel, layout.settings.chunks
     mine = per_rank(work.samples, chunks * parallel.dp)
     calls, rest = split_calls(mine, micro_batch_of(layout, work.lengths))
-    bubble = bubble_of(parallel.pp, calls + bool(rest))
+    bubble = bubble_of(parallel.pp, calls + bool(rest), parallel.vp)
 
     def call(samples: int) -> Parts:
         return pass_parts(layout, Packed.of(samples, work.lengths, layout.head), FORWARD, bubble)
@@ -56,8 +55,8 @@ def accumulate(layout: Layout, work: Train, samples: int) -> Parts:
     mine = per_rank(samples, parallel.dp)
     step = per_rank(samples_per_step(work), parallel.dp)
     calls, rest = split_calls(step, micro_batch_of(layout, work.lengths))
-    bubble = bubble_of(parallel.pp, calls + bool(rest))
-    kind = RECOMPUTED if layout.settings.recompute else TRAINING
+    bubble = bubble_of(parallel.pp, calls + bool(rest), parallel.vp)
+    kind = training_kind(layout.settings.recompute)
     return pass_parts(layout, _training_batch(layout, mine, work.lengths), kind, bubble)
 
 
@@ -72,15 +71,33 @@ def optimizer_step(layout: Layout) -> Parts:
     AdamW reads and writes weights, both moments and, in mixed precision, the master copy, and
     reads the gradient, which the norm for clipping reads once more.
     """
-    parallel, data = layout.parallel, layout.hardware.data
+    parallel, constants = layout.parallel, layout.constants.passes
     weights = layout.held_weights
-    state = optimizer_bytes(layout)
-    touched = weights * 2 * (layout.element + state + gradient_bytes(layout))
-    parts: Parts = {"optimizer": touched / layout.bandwidth + layout.launch_s()}
+    if parallel.shard == "optimizer":
+        weights /= parallel.dp * parallel.cp
+    touched = weights * 2 * (layout.element + optimizer_bytes(layout) + gradient_bytes(layout))
+    seconds = touched / (layout.hardware.memory_bandwidth * constants.bandwidth)
+    parts: Parts = {"optimizer": seconds + layout.launch_s()}
     if parallel.dp * parallel.cp > 1 and not layout.sharded:
-        gradients = layout.replica_weights * gradient_bytes(layout)
-        parts["gradient all-reduce"] = data.all_reduce(gradients)
+        parts["gradient all-reduce"] = _gradient_s(layout) * constants.beside
     return parts
+
+
+def _gradient_s(layout: Layout) -> float:
+    """Seconds to add up gradients over replicas, of which experts that are spread have fewer.
+
+    With shards of the optimizer's states it is a reduce-scatter, and an all-gather of new weights
+    (Rajbhandari et al. 2020, ZeRO, section 7.1), and takes as long. Buckets leave while the last
+    micro-batch is still at work.
+    """
+    parallel, hardware, size = layout.parallel, layout.hardware, gradient_bytes(layout)
+    experts = 0.0
+    if parallel.ep > 1:
+        experts = layout.shape.expert_matrices * layout.stage / parallel.ep / parallel.tp
+    seconds = hardware.data.all_reduce((layout.replica_weights - experts) * size)
+    if experts and hardware.replicas.size > 1:
+        seconds += hardware.replicas.all_reduce(experts * size)
+    return seconds
 
 
 def gradient_bytes(layout: Layout) -> int:

@@ -59,7 +59,7 @@ def iteration_s(case, mean: float, pp: int, asynchronous: bool) -> float:
         Train(SAMPLES, whole, 1, SAMPLES // MINIBATCH), micro_batch=3, recompute=True, **trainer
     )
     method = "broadcast" if asynchronous else "copy"
-    sync, _ = rollout.costs.sync("m", train.devices, rollout.devices, method)
+    sync = rollout.costs.sync("m", train.devices, rollout.devices, method).seconds
     learning = train.seconds + 2 * logprobs.seconds  # policy and reference
     if asynchronous:
         return max(rollout.seconds, learning) + sync
@@ -87,22 +87,23 @@ def test_iterations_of_nemo_rl(
     [(8, 6667), (128, 6514)],
 )
 def test_training_of_torchtitan(case, devices: int, tokens_s: float) -> None:
-    """Llama-3.1-8B, FSDP, two sequences of 8,192; its H100s have 500 W and slower memory.
+    """Llama-3.1-8B, FSDP, two sequences of 8,192, selective recomputation.
 
-    Source: torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, BF16 compiled. Without
-    compilation they are 14 % slower, which the model does not tell apart.
+    Source: torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, BF16 compiled. The engine here
+    is another one, whose attention is faster than torch's.
     """
     work = Train(2 * devices, Lengths.fixed(8192, "declared"), 1, 1)
     train = case(
         work,
-        cluster=f"{devices}xH100",
+        cluster=f"{devices}xH100-96GB",
         model=LLAMA,
         engine="megatron",
         dp=devices,
         shard="fsdp",
         micro_batch=2,
+        recompute="selective",
     )
-    assert 2 * 8192 / train.seconds == pytest.approx(tokens_s, rel=0.25)
+    assert 2 * 8192 / train.seconds == pytest.approx(tokens_s, rel=0.15)
 
 
 def test_memory_of_torchtitan_lies_between_no_and_full_recomputation(case) -> None:
@@ -125,7 +126,7 @@ def test_weight_syncs_are_of_the_published_order(
     cluster: str, model: str, source: range, target: range, seconds: float
 ) -> None:
     costs = CostModel(Graph("g", (), (ModelDef("m", model),)), load_cluster(cluster))
-    estimate, origin = costs.sync("m", source, target, "broadcast")
-    assert origin == "roofline"
+    estimate = costs.sync("m", source, target, "broadcast")
+    assert estimate.origin == "roofline"
     # Systems differ: the same 7B takes verl 0.12 s and NeMo-RL 1.05 s (its metrics of Qwen2.5-7B).
-    assert seconds / 6 < estimate < seconds * 6
+    assert seconds / 6 < estimate.seconds < seconds * 6

@@ -1,7 +1,7 @@
 import pytest
 
 from rlinf_graph.compiler.cost import CostModel
-from rlinf_graph.compiler.cost.passes import expected_longest
+from rlinf_graph.compiler.cost.packed import expected_longest
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
@@ -95,8 +95,9 @@ def test_a_pipeline_waits_at_its_ends(case) -> None:
 def test_sharding_over_slow_networks_is_waited_for(case) -> None:
     fast = case(TRAIN, dp=8, shard="fsdp", micro_batch=8)
     slow = case(TRAIN, cluster="8xL40S", dp=8, shard="fsdp", micro_batch=1)
-    assert "fsdp communication" not in dict(fast.cost().parts)
-    assert dict(slow.cost().parts)["fsdp communication"] > 0
+    waited = [dict(c.cost().parts)["fsdp communication"] / c.seconds for c in (fast, slow)]
+    assert waited[0] < 0.05
+    assert waited[1] > 0.3
 
 
 def test_a_node_on_different_devices_is_as_fast_as_the_slowest(case) -> None:
@@ -105,7 +106,8 @@ def test_a_node_on_different_devices_is_as_fast_as_the_slowest(case) -> None:
     slow, fast = (case(work, cluster=mixed, dp=8, first=first).seconds for first in (0, 8))
     both = case(work, cluster=mixed, dp=16).seconds
     assert fast < slow
-    assert both == pytest.approx(slow / 2, rel=0.01)
+    assert both >= slow / 2
+    assert both == pytest.approx(slow / 2, rel=0.03)  # an H20's memory is faster than an H100's
 
 
 def test_a_tiny_model_on_a_core_is_bound_by_its_host(case) -> None:
@@ -156,8 +158,8 @@ def test_host_nodes_share_their_samples_among_processes() -> None:
 
 def test_weights_travel_by_the_slowest_link() -> None:
     costs = CostModel(Graph("g", (), (ModelDef("m", "Qwen/Qwen2.5-7B"),)), load_cluster("16xH100"))
-    here, _ = costs.sync("m", [0], [0], "copy")
-    inside, _ = costs.sync("m", range(4), range(4, 8), "broadcast")
-    between, _ = costs.sync("m", [0], [8], "broadcast")
+    here = costs.sync("m", [0], [0], "copy").seconds
+    inside = costs.sync("m", range(4), range(4, 8), "broadcast").seconds
+    between = costs.sync("m", [0], [8], "broadcast").seconds
     assert here < inside < between
     assert between > 15.2e9 / 50e9
