@@ -48,11 +48,15 @@ def moved(parts: Bytes) -> float:
 
 
 def rollout_working(rollout: Rollout) -> Bytes:
-    """Only while sampling. An engine that pages its cache prefills so many tokens at once."""
+    """Only while sampling.
+
+    An engine that pages its cache keeps room for its largest call from the start: vLLM runs one of
+    `PACKED_TOKENS` before it gives what is left to the cache.
+    """
     layout = rollout.layout
-    tokens = rollout.prompts * rollout.work.prompt_tokens
-    if layout.traits.paged:
-        tokens = min(PACKED_TOKENS, tokens)
+    tokens = float(PACKED_TOKENS)
+    if not layout.traits.paged:
+        tokens = rollout.prompts * rollout.work.prompt_tokens
     layer = layer_memory(layout, keeps_of(layout.settings.engine))
     return {
         "kv cache": rollout.cache_bytes,
