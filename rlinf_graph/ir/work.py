@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlinf_graph.ir.operations import Operations
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -123,4 +125,4 @@ class HostWork:
     origin: str = "declared"
 
 
-Work = Generate | Forward | Train | HostWork
+Work = Generate | Forward | Train | HostWork | Operations

@@ -165,6 +165,8 @@ def assumption_text(made: Assumption) -> str:
     """Figure and origin."""
     if made.quantity == "host seconds a sample":
         figure = f"{small(made.mean)} of a core a sample"
+    elif made.quantity == "launches not captured":
+        figure = f"{made.mean:,.0f} of {made.limit or made.mean:,.0f} {made.quantity}"
     elif made.longest == made.mean:
         figure = f"{made.mean:,.0f} {made.quantity}"
     else:

@@ -220,7 +220,8 @@ class Assumption:
 
     Attributes:
         node: whose.
-        quantity: `response tokens`, `tokens a sample` or `host seconds a sample`.
+        quantity: `response tokens`, `tokens a sample`, `host seconds a sample` or
+            `launches not captured`, of at most `limit` in a call.
         mean, longest: the figure.
         limit: the most it can be, where there is such a thing.
         origin: where it comes from.

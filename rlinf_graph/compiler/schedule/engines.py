@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rlinf_graph.dsl.model import SMALL
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.work import Generate
 
 Axes = Mapping[str, tuple[str, ...]]
@@ -42,6 +43,9 @@ ENGINES = (
     Able("torch", ("gpu", "cpu"), True, True, True, ("dp", "fsdp")),
 )
 
+_OWN_CODE = Able("torch", ("gpu", "cpu"), False, True, False, ("dp",))
+"""A module of the user's: the node's own function runs it, once on each device."""
+
 
 def engines_of(graph: Graph, node: Node, kind: str, allowed: Axes | None) -> list[Able]:
     """The engines that can do a node's work on a kind of device.
@@ -52,7 +56,11 @@ def engines_of(graph: Graph, node: Node, kind: str, allowed: Axes | None) -> lis
         kind: `gpu` or `cpu`.
         allowed: engines that are there, with their axes; None where any may be planned with.
     """
-    model = next(m for m in graph.models if m.name == node.model)
+    if isinstance(node.work, Operations):
+        return [_OWN_CODE] if allowed is None or "torch" in allowed else []
+    model = next((m for m in graph.models if m.name == node.model), None)
+    if model is None:
+        return []
     generates = isinstance(node.work, Generate)
     chosen = dict(model.engines).get("train" if node.role is Role.TRAIN else "rollout", "")
     small = model.path.startswith(SMALL)

@@ -15,7 +15,8 @@ from rlinf_graph.compiler.schedule.memory import usable
 from rlinf_graph.compiler.schedule.pins import FREE, Pin
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.graph import Graph, Node
-from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.node_type import Role, Unit
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Generate
 
@@ -211,6 +212,12 @@ class Layouts:
         self, node: Node, group: NodeGroup, able: Able, ranks: Sequence[int]
     ) -> Iterator[Parallel]:
         """Degrees of the axes of an engine, tensor ranks within a machine."""
+        if isinstance(node.work, Operations):
+            alone = node.unit is Unit.BATCH  # one device sees the whole batch
+            for dp in (1,) if alone else ranks:
+                if dp <= group.size:
+                    yield Parallel(dp=dp)
+            return
         shape, pin = self.costs.shapes[node.model or ""], self.pins.get(node.name, FREE)
         long = node.role is not Role.EVALUATE and _longest(node) >= LONG
         machine = group.domain
