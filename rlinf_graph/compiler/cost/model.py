@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rlinf_graph.compiler.cost import memory, operations, training
 from rlinf_graph.compiler.cost.constants import (
@@ -28,7 +29,7 @@ from rlinf_graph.compiler.cost.lookup import shape_of
 from rlinf_graph.compiler.cost.node_cost import PROFILED, NodeCost, in_loop, items, moving_s
 from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
-from rlinf_graph.compiler.cost.rollout import Rollout
+from rlinf_graph.compiler.cost.rollout import Origin, Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
 from rlinf_graph.compiler.cost.uncertainty import of_profile, together
@@ -77,7 +78,7 @@ class CostModel:
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
         self._hardware: dict[tuple[Sequence[int], Parallel], Hardware] = {}
         self._layouts: dict[tuple[str, Sequence[int], NodePlan], Layout] = {}
-        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts, str]] = {}
+        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts, Origin]] = {}
         self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
 
     def node(
@@ -271,7 +272,7 @@ class CostModel:
 
     def _sampling(
         self, node: Node, layout: Layout, work: Generate, kept: float
-    ) -> tuple[Parts, Parts, str]:
+    ) -> tuple[Parts, Parts, Origin]:
         """Seconds of one chunk by cause, bytes while it runs, and where the seconds come from.
 
         Replicas with equally many sequences take equally long, however many there are.
@@ -343,13 +344,13 @@ class CostModel:
 
 
 def _sampled(
-    layout: Layout, chunk: Parts, working: Parts, correct: Corrector, origin: str
+    layout: Layout, chunk: Parts, working: Parts, correct: Corrector, origin: Origin
 ) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
     width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
     measured = correct.covers("chunk")
     made = _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
-    return made if measured else replace(made, origin=origin)
+    return made if measured else replace(made, origin=origin[0], fallback=origin[1])
 
 
 def _passed(layout: Layout, work: Forward | Train, correct: Corrector, working: Parts) -> NodeCost:
