@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -122,7 +123,14 @@ def cases(rows: Sequence[Row], recipes: Sequence[Row]) -> tuple[list[Case], list
             out.append(LeftOut(row, reason))
         else:
             made.append(_case(row, recipes))
-    return made, out
+    return _alike(made), out
+
+
+def _alike(cases: Sequence[Case]) -> list[Case]:
+    """Weights by which each model counts the same in a fit, however many rows it has."""
+    rows = Counter(case.model for case in cases)
+    each = len(cases) / max(1, len(rows))
+    return [replace(case, weight=each / rows[case.model]) for case in cases]
 
 
 def _unusable(row: Row) -> str | None:

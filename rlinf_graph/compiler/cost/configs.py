@@ -137,7 +137,11 @@ def _gpt_oss(config: Config) -> Sizes:
     biases = hidden + config["num_attention_heads"] + experts
     biases += experts * (2 * config["intermediate_size"] + hidden)
     windows = _windows(config, lambda layer: layer % 2 == 0)
-    others = {"qkv_bias": True, "other_vectors": config["num_hidden_layers"] * biases}
+    others = {
+        "qkv_bias": True,
+        "expert_bias": True,
+        "other_vectors": config["num_hidden_layers"] * biases,
+    }
     return _experts(config) | windows | others
 
 
