@@ -1,4 +1,4 @@
-"""Measured kernels: what a source of them offers, and how its figures stand in for the roofline."""
+"""Measured kernels: what a source of them offers, and how it takes the roofline's place."""
 
 from __future__ import annotations
 
@@ -98,4 +98,4 @@ def _between(values: Array, count: int, first: int) -> tuple[npt.NDArray[np.int6
     """The index of the power of two below each value, and how far it is to the next."""
     power = np.log2(np.maximum(values, 2.0**first)) - first
     index = np.clip(power.astype(np.int64), 0, count - 2)
-    return index, power - index
+    return index, np.asarray(power - index, dtype=np.float64)

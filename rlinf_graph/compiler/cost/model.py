@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rlinf_graph.compiler.cost import memory, operations, training
 from rlinf_graph.compiler.cost.constants import (
@@ -13,6 +14,7 @@ from rlinf_graph.compiler.cost.constants import (
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
 from rlinf_graph.compiler.cost.execution import EXECUTIONS, PLAIN
+from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
     Hardware,
@@ -27,7 +29,7 @@ from rlinf_graph.compiler.cost.lookup import shape_of
 from rlinf_graph.compiler.cost.node_cost import PROFILED, NodeCost, in_loop, items, moving_s
 from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
-from rlinf_graph.compiler.cost.rollout import Rollout
+from rlinf_graph.compiler.cost.rollout import Origin, Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
 from rlinf_graph.compiler.cost.uncertainty import of_profile, together
@@ -50,6 +52,7 @@ class CostModel:
         profile: what has been measured; None for closed forms alone.
         corrections: of the profile.
         constants: by kind of device.
+        kernels: measured ones, for sampling; None for the roofline alone.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class CostModel:
         cluster: Cluster,
         profile: Profile | None = None,
         constants: Mapping[str, Constants] = CONSTANTS,
+        kernels: Kernels | None = None,
     ) -> None:
         """Work out the models' shapes.
 
@@ -68,12 +72,13 @@ class CostModel:
         self.cluster = cluster
         self.profile = profile
         self.constants = constants
+        self.kernels = kernels
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
         self._hardware: dict[tuple[Sequence[int], Parallel], Hardware] = {}
         self._layouts: dict[tuple[str, Sequence[int], NodePlan], Layout] = {}
-        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts]] = {}
+        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts, Origin]] = {}
         self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
 
     def node(
@@ -117,8 +122,8 @@ class CostModel:
     ) -> NodeCost:
         correct = self.corrections.node(node, place, layout.settings)
         if isinstance(work, Generate):
-            parts, sampling = self._sampling(node, layout, work, kept)
-            made = _sampled(layout, dict(parts), dict(sampling), correct)
+            parts, sampling, origin = self._sampling(node, layout, work, kept)
+            made = _sampled(layout, dict(parts), dict(sampling), correct, origin)
         else:
             made = _passed(layout, work, correct, working or memory.pass_working(layout, work))
         return in_loop(made, node, layout.settings.chunks)
@@ -267,18 +272,20 @@ class CostModel:
 
     def _sampling(
         self, node: Node, layout: Layout, work: Generate, kept: float
-    ) -> tuple[Parts, Parts]:
-        """Seconds of one chunk by cause and bytes while it runs.
+    ) -> tuple[Parts, Parts, Origin]:
+        """Seconds of one chunk by cause, bytes while it runs, and where the seconds come from.
 
         Replicas with equally many sequences take equally long, however many there are.
         """
-        rollout, hardware, parallel = Rollout(layout, work, kept), layout.hardware, layout.parallel
+        rollout = Rollout(layout, work, kept, kernels=self.kernels)
+        hardware, parallel = layout.hardware, layout.parallel
         given = (node.name, work, rollout.sequences, kept, layout.settings.engine)
         degrees = (parallel.tp, parallel.pp, parallel.ep, layout.settings.micro_batch)
         machine = (hardware.tensor, hardware.experts, hardware.memory, hardware.memory_bandwidth)
-        key = (*given, *degrees, *machine, hardware.flops)
+        key = (*given, *degrees, *machine, hardware.flops, hardware.device)
         if key not in self._samplings:
-            self._samplings[key] = rollout.parts(), memory.rollout_working(rollout)
+            working = memory.rollout_working(rollout)
+            self._samplings[key] = rollout.parts(), working, rollout.origin
         return self._samplings[key]
 
     def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
@@ -336,11 +343,14 @@ class CostModel:
         return work
 
 
-def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -> NodeCost:
+def _sampled(
+    layout: Layout, chunk: Parts, working: Parts, correct: Corrector, origin: Origin
+) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
     width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
     measured = correct.covers("chunk")
-    return _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
+    made = _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
+    return made if measured else replace(made, origin=origin[0], fallback=origin[1])
 
 
 def _passed(layout: Layout, work: Forward | Train, correct: Corrector, working: Parts) -> NodeCost:

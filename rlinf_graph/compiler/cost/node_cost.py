@@ -27,6 +27,7 @@ class NodeCost:
         origin: `roofline`, `traced`, `measured kernel`, `profiled` or `declared`.
         width: half the width of the 80 % interval of `seconds`, as a logarithm; 0 for what nobody
             can tell, such as declared host work.
+        fallback: why measured kernels that were asked for have no figure; empty where they have.
     """
 
     seconds: float
@@ -37,6 +38,7 @@ class NodeCost:
     offload_s: float = 0.0
     origin: str = "roofline"
     width: float = 0.0
+    fallback: str = ""
 
 
 def moving_s(size: float, hardware: Hardware, constants: Constants) -> float:

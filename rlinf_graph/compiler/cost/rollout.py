@@ -32,6 +32,8 @@ CACHE_LIMIT = 0.9
 
 PREFILL = "prefill"
 ROOFLINE = "roofline"
+Origin = tuple[str, str]
+"""Where seconds come from; and why not from measured kernels, where those were asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,10 @@ class Rollout:
         return self.kernels.table(self.layout, formats)
 
     @property
-    def origin(self) -> str:
-        """Where the seconds come from; with the reason where measured kernels were asked for."""
+    def origin(self) -> Origin:
+        """Of the seconds."""
         found = self._looked_up(self.steps.formats)
-        if not isinstance(found, Missing):
-            return MEASURED
-        return f"{ROOFLINE} ({found.reason})" if found.reason else ROOFLINE
+        return (ROOFLINE, found.reason) if isinstance(found, Missing) else (MEASURED, "")
 
     @cached_property
     def sequences(self) -> int:

@@ -8,10 +8,10 @@ are not asked for.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from importlib import import_module, util
 from typing import Any, Protocol, cast
 
 from rlinf_graph.compiler.cost.kernels import Missing, Surface
@@ -89,7 +89,7 @@ class Silicon:
 
 def _look_up(layout: Layout, formats: Formats) -> Surface | Missing:
     device, engine = layout.hardware.device, layout.settings.engine
-    if importlib.util.find_spec(PACKAGE) is None:
+    if util.find_spec(PACKAGE) is None:
         return Missing(f"{PACKAGE} is not installed: {INSTALL}")
     if device not in SYSTEMS:
         return Missing(f"no tables of {device or 'devices of several types'}")
@@ -143,20 +143,13 @@ def _degrees(layout: Layout) -> dict[str, int]:
 
 def _name_of(shape: ModelShape) -> str | None:
     """A model of this shape that it knows."""
-    from aiconfigurator_core.sdk import common
-
-    known = cast(frozenset[str], frozenset(cast(Any, common).DefaultHFModels))
+    common: Any = import_module(f"{PACKAGE}.sdk.common")
+    known = frozenset(cast(Iterable[str], common.DefaultHFModels))
     return next((n for n, other in known_models().items() if other == shape and n in known), None)
 
 
-@cache
-def _quiet() -> None:
+def _compiled(name: str, system: str, backend: str, options: dict[str, Any]) -> Engine:
     """Its notes on tables that it does not use are of no interest here."""
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)
-
-
-def _compiled(name: str, system: str, backend: str, options: dict[str, Any]) -> Engine:
-    from aiconfigurator_core.sdk import engine
-
-    _quiet()
-    return cast(Any, engine).EngineHandle.compile(name, system, backend, **options)
+    engine: Any = import_module(f"{PACKAGE}.sdk.engine")
+    return engine.EngineHandle.compile(name, system, backend, **options)
