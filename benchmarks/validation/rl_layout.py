@@ -212,7 +212,8 @@ def _given_training(
     tp, pp, cp, ep = (max(1, degrees[axis]) for axis in AXES)
     dp = devices // (tp * pp * cp)
     spread = math.gcd(ep, dp * cp) if shape.experts else 1
-    parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=spread)
+    shard = "optimizer" if dp * cp > 1 else "none"
+    parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=spread, shard=shard)
     return NodePlan(engine="megatron", parallel=parallel, recompute=recompute)
 
 

@@ -140,7 +140,6 @@ class Constants:
         passes: of forward and backward passes.
         decoding: of sampling.
         iteration: of what stands between nodes.
-        host_link: share of the link to host memory that copies reach.
         overlap: whether the host prepares the next layers while the device computes.
         process: bytes a device loses to the process that uses it: runtime, kernels,
             communication buffers, fragmentation.
@@ -151,7 +150,6 @@ class Constants:
     passes: PassConstants
     decoding: DecodeConstants
     iteration: IterationConstants
-    host_link: float
     overlap: bool
     process: float
     engines: Mapping[str, EngineTraits]
@@ -159,13 +157,11 @@ class Constants:
 
 
 CONSTANTS = {
-    # host_link: pageable copies reach under half of PCIe. process: a CUDA context and NCCL's
-    # buffers.
+    # process: a CUDA context and NCCL's buffers.
     "gpu": Constants(
         passes=PassConstants(),
         decoding=DecodeConstants(),
         iteration=IterationConstants(),
-        host_link=0.4,
         overlap=True,
         process=1.5e9,
         engines=ENGINES["gpu"],
@@ -179,7 +175,6 @@ CONSTANTS = {
         passes=CPU,
         decoding=replace(PLAIN_ROOFLINE, bandwidth=0.5, matmul=0.75),
         iteration=ALONE,
-        host_link=1.0,
         overlap=False,
         process=0.4e9,
         engines=ENGINES["cpu"],

@@ -44,7 +44,7 @@ class NodeCost:
 def moving_s(size: float, hardware: Hardware, constants: Constants) -> float:
     """Seconds to bring so many bytes from host memory, or to take them there."""
     link = hardware.host_link
-    return size / (link.bandwidth * constants.host_link) + link.latency
+    return size / (link.bandwidth * constants.iteration.host_link) + link.latency
 
 
 def in_loop(cost: NodeCost, node: Node, chunks: int) -> NodeCost:

@@ -149,7 +149,7 @@ def test_memory_is_weights_gradients_and_what_lives(case: Callable[..., object])
     few: NodeCost = case(replace(work, samples=8), dp=2).cost()  # four samples on each device
     assert dict(few.working)["activations"] == 4e9
     assert cost.origin == "roofline"
-    assert cost.load_s == pytest.approx(4e9 / (64e9 * GPU.host_link), rel=1e-3)
+    assert cost.load_s == pytest.approx(4e9 / (64e9 * GPU.iteration.host_link), rel=1e-3)
 
 
 @pytest.mark.parametrize("axes", [{"tp": 2}, {"pp": 2}, {"dp": 2, "shard": "fsdp"}])

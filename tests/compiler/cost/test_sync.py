@@ -80,5 +80,5 @@ def test_waking_an_engine_is_part_of_switching_to_it(case) -> None:
     work = Generate(64, 100, Lengths.fixed(100, "declared"))
     made = case(work, engine="vllm").cost()
     wake = CONSTANTS["gpu"].iteration.wake_s
-    moved = sum(size for _, size in made.resident) / (CONSTANTS["gpu"].host_link * 64e9)
+    moved = sum(size for _, size in made.resident) / (CONSTANTS["gpu"].iteration.host_link * 64e9)
     assert made.load_s + made.offload_s == pytest.approx(wake + 2 * moved, rel=1e-3)
