@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from validation.fitting import Prediction
+from validation.fitting import Prediction, half_width
 
 APART = 0.15
 """Measured values that differ by less are of one size: published tables move by that much."""
@@ -57,5 +57,6 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, object]:
         "median_error": median_error(predictions),
         "p90_error": p90_error(predictions),
         "coverage_80": coverage(predictions),
+        "half_width": half_width(predictions),
         "tau": tau(predictions),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from rlinf_graph.compiler.cost.fitted import parameters, with_values
+from rlinf_graph.compiler.cost.uncertainty import NORMAL_80, interval
 from validation.rows import Row
 
 Array = NDArray[np.float64]
@@ -119,28 +121,29 @@ def leave_one_model_out(predict: Predict, cases: Sequence[Case], start: Any) -> 
     return with_intervals([said[index] for index in range(len(cases))])
 
 
-def with_intervals(predictions: Sequence[Prediction], coverage: float = 0.8) -> list[Prediction]:
-    """Intervals from how far off the predictions of all *other* models were.
+def with_intervals(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """80 % intervals from how far off the predictions of all *other* models were."""
+    models = {one.case.model for one in predictions}
+    widths = {
+        model: half_width([p for p in predictions if p.case.model != model]) for model in models
+    }
+    return [
+        replace(one, interval=interval(one.predicted, widths[one.case.model]))
+        for one in predictions
+    ]
 
-    Each model counts the same, however many rows it has.
+
+def half_width(predictions: Sequence[Prediction]) -> float:
+    """Half the width of an 80 % interval, as a logarithm; infinity without predictions.
+
+    That of a normal distribution whose mean absolute error is the mean of the models', each by the
+    square root of its rows: errors of one model have much in common, but not everything.
     """
-    rows = Counter(one.case.model for one in predictions)
-    made: list[Prediction] = []
+    by_model: dict[str, list[float]] = defaultdict(list)
     for one in predictions:
-        others = [p for p in predictions if p.case.model != one.case.model]
-        width = quantile(
-            [abs(p.off) for p in others], [1 / rows[p.case.model] for p in others], coverage
-        )
-        ends = one.predicted * np.exp(-width), one.predicted * np.exp(width)
-        made.append(replace(one, interval=(float(ends[0]), float(ends[1]))))
-    return made
-
-
-def quantile(values: Sequence[float], weights: Sequence[float], share: float) -> float:
-    """The least value up to which the given share of all weight lies; infinity of none."""
-    if not values:
+        by_model[one.case.model].append(abs(one.off))
+    if not by_model:
         return float("inf")
-    order = np.argsort(values)
-    total = np.cumsum(np.asarray(weights)[order])
-    at = int(np.searchsorted(total, share * total[-1] * (1 - 1e-12)))
-    return float(np.asarray(values)[order][at])
+    means = [np.mean(errors) for errors in by_model.values()]
+    weights = [len(errors) ** 0.5 for errors in by_model.values()]
+    return NORMAL_80 * math.sqrt(math.pi / 2) * float(np.average(means, weights=weights))

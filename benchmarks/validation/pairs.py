@@ -19,12 +19,12 @@ def judge_pairs(predictions: Sequence[Prediction], compared: float) -> dict[str,
 
     Args:
         predictions: of RL steps.
-        compared: half the 80 % interval of the logarithm of two predictions' ratio; closer ones
-            are called a tie.
+        compared: logarithm of two predictions' ratio below which they are called a tie.
 
     Returns:
         `pairs`, each with its measured and predicted ratio of device seconds (synchronous to
-        asynchronous) and the call; `counts` of calls, for pairs that differ by 15 % and for others.
+        asynchronous) and the call; `counts` of calls, for pairs that differ by 15 % and for others;
+        `median_off`, of the logarithm of predicted by measured ratio.
     """
     found: list[dict[str, Any]] = []
     for one, other in product(predictions, repeat=2):
@@ -37,13 +37,18 @@ def judge_pairs(predictions: Sequence[Prediction], compared: float) -> dict[str,
                     "asynchronous": other.case.row.name,
                     "measured": measured,
                     "predicted": predicted,
-                    "apart": abs(np.log(measured)) >= np.log(1 + APART),
+                    "apart": bool(abs(np.log(measured)) >= np.log(1 + APART)),
                     "call": _call(measured, predicted, compared),
                 }
             )
     clear = Counter(pair["call"] for pair in found if pair["apart"])
     close = Counter(pair["call"] for pair in found if not pair["apart"])
-    return {"counts": {"apart": dict(clear), "close": dict(close)}, "pairs": found}
+    off = [abs(np.log(pair["predicted"] / pair["measured"])) for pair in found]
+    return {
+        "counts": {"apart": dict(clear), "close": dict(close)},
+        "median_off": float(np.median(off)) if off else None,
+        "pairs": found,
+    }
 
 
 def _call(measured: float, predicted: float, compared: float) -> str:

@@ -21,6 +21,7 @@ from rlinf_graph.nodes.lengths import log_normal
 from validation.devices import cluster_of, device_named
 from validation.fitting import Case
 from validation.kind import Kind
+from validation.pairs import judge_pairs
 from validation.rl_layout import Setting, recipe_of, setting_of
 from validation.rows import LeftOut, Row, canonical, shape_named, without_shape
 
@@ -180,4 +181,5 @@ def kind(recipes: Sequence[Row]) -> Kind:
         shipped=IterationConstants(),
         cases=partial(cases, recipes=recipes),
         predict=predict,
+        pairs=partial(judge_pairs, compared=CONSTANTS["gpu"].widths.compared),
     )

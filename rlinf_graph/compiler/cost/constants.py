@@ -165,7 +165,7 @@ CONSTANTS = {
         overlap=True,
         process=1.5e9,
         engines=ENGINES["gpu"],
-        widths=Widths(sampling=0.4, passes=0.3, sync=0.7, iteration=0.3, compared=0.15),
+        widths=Widths(sampling=0.323, passes=0.213, sync=1.1, iteration=0.214, compared=0.067),
     ),
     # Measured with the torch engine (torch 2.13) on one core of an AMD EPYC (Zen 5): forward and
     # backward over 2,560 tokens reach 67 GFLOP/s (2 layers of Qwen2, 128 wide), 83 (4 of 256) and
@@ -178,7 +178,7 @@ CONSTANTS = {
         overlap=False,
         process=0.4e9,
         engines=ENGINES["cpu"],
-        widths=Widths(sampling=0.25, passes=0.2, sync=0.7, iteration=0.3, compared=0.15),
+        widths=Widths(sampling=0.25, passes=0.2, sync=1.1, iteration=0.3, compared=0.15),
     ),
 }
 

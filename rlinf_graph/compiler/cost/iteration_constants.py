@@ -20,7 +20,10 @@ class IterationConstants:
     trainer: float = fitted(1.37, 1.0, 2.0, "time of passes, by that of a tuned pretraining run")
     refit: float = fitted(0.296, 0.1, 1.0, "share of a link's bandwidth that a weight sync reaches")
     matrix_s: float = fitted(
-        0.689e-3, 0.1e-3, 2e-3, "host seconds of a weight sync for each matrix that is named and sent"
+        0.689e-3,
+        0.1e-3,
+        2e-3,
+        "host seconds of a sync for each matrix that is named and sent",
     )
     wake_s: float = fitted(
         15.0, 1.0, 15.0, "seconds to wake a sampling engine and put it to sleep: cache, graphs"
