@@ -1,9 +1,11 @@
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from rlinf_graph.compiler.cost import CostModel, NodeCost
+from rlinf_graph.compiler.cost.constants import CONSTANTS
+from rlinf_graph.compiler.cost.iteration_constants import ALONE
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.graph import Graph, ModelDef, ModelUse, Node
@@ -41,9 +43,13 @@ def make_case(
     head: str = "lm",
     dtype: str = "auto",
     first: int = 0,
+    alone: bool = False,
     **settings: object,
 ) -> Case:
-    """A graph of one node; settings are those of `NodePlan` and of `Parallel`."""
+    """A graph of one node; settings are those of `NodePlan` and of `Parallel`.
+
+    `alone` is for runs that do nothing else, such as pretraining: nothing that RL adds is counted.
+    """
     axes = {k: v for k, v in settings.items() if k in Parallel.model_fields}
     others = {k: v for k, v in settings.items() if k not in axes}
     plan = NodePlan.model_validate(others | {"parallel": axes})
@@ -52,7 +58,9 @@ def make_case(
     graph = Graph("g", (node,), (ModelDef("m", model, head, dtype),))
     built = load_cluster(cluster) if isinstance(cluster, str) else cluster
     devices = tuple(range(first, first + plan.parallel.devices))
-    return Case(CostModel(graph, built), node, devices, plan)
+    gpu = replace(CONSTANTS["gpu"], iteration=ALONE) if alone else CONSTANTS["gpu"]
+    constants = {**CONSTANTS, "gpu": gpu}
+    return Case(CostModel(graph, built, constants=constants), node, devices, plan)
 
 
 @pytest.fixture(scope="session")

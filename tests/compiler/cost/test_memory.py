@@ -1,5 +1,6 @@
 import pytest
 
+from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.memory import peak_tokens
 from rlinf_graph.ir.work import Forward, Generate, Lengths, Train
 
@@ -107,7 +108,11 @@ def test_pipeline_stages_and_expert_ranks_divide_weights(case) -> None:
 def test_loading_takes_what_stays_but_gradients(case) -> None:
     cost = case(TRAIN, dp=8, shard="fsdp", micro_batch=1).cost()
     moved = sum(size for name, size in cost.resident if name != "gradients")
-    assert cost.load_s == cost.offload_s == pytest.approx(moved / (0.4 * 64e9), rel=0.01)
+    assert (
+        cost.load_s
+        == cost.offload_s
+        == pytest.approx(moved / (CONSTANTS["gpu"].iteration.host_link * 64e9), rel=0.01)
+    )
 
 
 def test_the_longest_micro_batch_is_counted_on() -> None:

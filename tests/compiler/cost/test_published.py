@@ -102,6 +102,7 @@ def test_training_of_torchtitan(case, devices: int, tokens_s: float) -> None:
         shard="fsdp",
         micro_batch=2,
         recompute="selective",
+        alone=True,
     )
     assert 2 * 8192 / train.seconds == pytest.approx(tokens_s, rel=0.15)
 
