@@ -14,6 +14,7 @@ from rlinf_graph.backends.capable import check_engines
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.output import RunFolder
 from rlinf_graph.compiler.compile import Compiled, Objective, accept_plan, compile_graph
+from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.dsl.pipeline import Pipeline
 from rlinf_graph.ir.cluster import Cluster
@@ -66,6 +67,7 @@ def compile_pipeline(
     after: Callable[[str, Graph], None] | None = None,
     runnable: bool = False,
     objective: Objective = "seconds",
+    kernels: Kernels | None = None,
 ) -> Compiled:
     """Check a pipeline and plan it, or check the plan that is given.
 
@@ -82,7 +84,7 @@ def compile_pipeline(
     engines = runnable_axes() if runnable else None
     return compile_graph(
         graph, machines, pins=pins, profile=profile, after=after, engines=engines,
-        objective=objective,
+        objective=objective, kernels=kernels,
     )  # fmt: skip
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from rlinf_graph.ir import diagnostic
 from rlinf_graph.ir.diagnostic import CompileError, fail
+
+if TYPE_CHECKING:
+    from rlinf_graph.compiler.cost.kernels import Kernels
 
 app = typer.Typer(
     help="Compile, explain and run reinforcement-learning pipelines.",
@@ -20,6 +23,12 @@ app = typer.Typer(
 )
 cluster_app = typer.Typer(help="Descriptions of machines.", no_args_is_help=True)
 app.add_typer(cluster_app, name="cluster")
+
+
+class KernelSource(StrEnum):
+    """Where measured kernels come from."""
+
+    SILICON = "silicon"
 
 
 class ObjectiveName(StrEnum):
@@ -81,6 +90,10 @@ def compile_command(
     objective: Annotated[
         ObjectiveName, typer.Option("--objective", help="what the plan has least of, or pareto")
     ] = ObjectiveName.SECONDS,
+    kernels: Annotated[
+        KernelSource | None,
+        typer.Option("--kernels", help="measured kernels for sampling: the extra `silicon`"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="PLAN")] = None,
     dump_after: Annotated[
         str | None, typer.Option("--dump-after", metavar="PASS", help="print the graph as JSON")
@@ -107,6 +120,7 @@ def compile_command(
     compiled = compile_pipeline(
         pipeline, cluster, parameters=_pairs(settings), pins=read_pins(pins_file, _pairs(pins)),
         profile=read_profile(profile), after=dump, objective=_objective(objective),
+        kernels=_kernels(kernels),
     )  # fmt: skip
     if output is not None:
         _write(output, plans.dumps(compiled.plan))
@@ -322,6 +336,21 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         help_text = ("give a file in a folder that exists",)
         raise fail("RG0004", f"cannot write {path}: {error.strerror}", help=help_text) from None
+
+
+def _kernels(source: KernelSource | None) -> Kernels | None:
+    """The measured kernels that were asked for.
+
+    Raises:
+        BadParameter: where their package is not installed.
+    """
+    from rlinf_graph.compiler.cost.silicon import INSTALL, Silicon
+
+    if source is None:
+        return None
+    if not Silicon.installed():
+        raise typer.BadParameter(f"its package is missing: {INSTALL}", param_hint="--kernels")
+    return Silicon()
 
 
 def _objective(name: ObjectiveName) -> Literal["seconds", "cost"]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rlinf_graph.compiler.check_plan import check_plan
 from rlinf_graph.compiler.cost import CostModel
+from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.profile import Profile, check_profile, check_use
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.passes import run_passes
@@ -55,6 +56,7 @@ def compile_graph(
     after: Callable[[str, Graph], None] | None = None,
     engines: Axes | None = None,
     objective: Objective = "seconds",
+    kernels: Kernels | None = None,
 ) -> Compiled:
     """Check a graph and find its best plan.
 
@@ -67,13 +69,14 @@ def compile_graph(
         objective: the least `seconds` of an iteration, or the least `cost` of a sample by the
             prices in the cluster file.
         engines: that may be planned with, and their axes; None for all that are known.
+        kernels: measured ones, for sampling; None for closed forms alone.
 
     Raises:
         CompileError: with everything that is wrong with the graph, or why no plan exists;
             RG0408 for a profile of other hardware, versions or nodes.
     """
     checked = run_passes(graph, after)
-    costs = _costs(checked, cluster, profile)
+    costs = _costs(checked, cluster, profile, kernels)
     search = Search(checked, cluster, costs, pins=dict(pins or {}), engines=engines)
     if objective == "cost":
         _point, found = min(search.cheaper(), key=lambda pair: pair[0].price)
@@ -96,8 +99,10 @@ def accept_plan(
     return Compiled(checked, cluster, check_plan(checked, plan, cluster), costs)
 
 
-def _costs(graph: Graph, cluster: Cluster, profile: Profile | None) -> CostModel:
-    costs = CostModel(graph, cluster, profile)
+def _costs(
+    graph: Graph, cluster: Cluster, profile: Profile | None, kernels: Kernels | None = None
+) -> CostModel:
+    costs = CostModel(graph, cluster, profile, kernels=kernels)
     if profile is not None:
         check_profile(profile, cluster)
         check_use(profile, graph, used=costs.corrections.any_of(graph))

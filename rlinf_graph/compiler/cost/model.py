@@ -81,6 +81,10 @@ class CostModel:
         self._samplings: dict[tuple[object, ...], tuple[Parts, Parts, Origin]] = {}
         self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
 
+    def elsewhere(self, graph: Graph, cluster: Cluster) -> CostModel:
+        """The same of another graph or cluster."""
+        return CostModel(graph, cluster, self.profile, self.constants, self.kernels)
+
     def node(
         self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
     ) -> NodeCost:

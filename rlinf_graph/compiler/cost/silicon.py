@@ -77,6 +77,11 @@ class Silicon:
         default_factory=dict[tuple[object, ...], Surface | Missing]
     )
 
+    @staticmethod
+    def installed() -> bool:
+        """Whether the package is there."""
+        return util.find_spec(PACKAGE) is not None
+
     def table(self, layout: Layout, formats: Formats) -> Surface | Missing:
         """What it has for a layout; remembered."""
         parallel, device = layout.parallel, layout.hardware.device
@@ -89,7 +94,7 @@ class Silicon:
 
 def _look_up(layout: Layout, formats: Formats) -> Surface | Missing:
     device, engine = layout.hardware.device, layout.settings.engine
-    if util.find_spec(PACKAGE) is None:
+    if not Silicon.installed():
         return Missing(f"{PACKAGE} is not installed: {INSTALL}")
     if device not in SYSTEMS:
         return Missing(f"no tables of {device or 'devices of several types'}")

@@ -213,7 +213,7 @@ class Search:
     def _attempt(self, case: Case) -> Tried:
         """Whether something fits in another case; its time, where a second is enough for it."""
         same = case.graph is self.graph and case.cluster is self.cluster
-        costs = self.costs if same else CostModel(case.graph, case.cluster, self.costs.profile)
+        costs = self.costs if same else self.costs.elsewhere(case.graph, case.cluster)
         search = replace(self, graph=case.graph, cluster=case.cluster, costs=costs)
         space = search.space(case.pins)
         solved = space.solve(ATTEMPT_S, FIRST)
