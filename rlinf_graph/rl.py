@@ -59,6 +59,7 @@ from rlinf_graph.nodes.rollout import (
 from rlinf_graph.nodes.sandbox import Sandbox
 from rlinf_graph.nodes.tool_use import call_tools, use_tools
 from rlinf_graph.nodes.tools import Http
+from rlinf_graph.nodes.traced import Input, traced
 from rlinf_graph.nodes.train import train
 
 SAMPLE, GROUP, BATCH = Unit.SAMPLE, Unit.GROUP, Unit.BATCH
@@ -85,6 +86,7 @@ __all__ = [
     "Granularity",
     "HostWork",
     "Http",
+    "Input",
     "Lengths",
     "Loss",
     "Metrics",
@@ -161,6 +163,7 @@ __all__ = [
     "step",
     "struct",
     "sync",
+    "traced",
     "train",
     "unroll",
     "use_tools",

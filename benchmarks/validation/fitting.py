@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,9 +82,11 @@ def fit(predict: Predict, cases: Sequence[Case], start: Any) -> Any:
 
     The fitted fields move within their physical ranges, on a logarithmic scale where a range does
     not begin at 0. The middle of each range is expected before any row is seen: a value at an end
-    of it costs as much as a row that is `SOFT` off.
+    of it costs as much as a row that is `SOFT` off. Constants without fitted fields stay.
     """
     known = parameters(start)
+    if not known:
+        return start
     weights = np.sqrt([case.weight for case in cases])
 
     def residuals(units: Array) -> Array:
@@ -117,11 +120,27 @@ def leave_one_model_out(predict: Predict, cases: Sequence[Case], start: Any) -> 
 
 
 def with_intervals(predictions: Sequence[Prediction], coverage: float = 0.8) -> list[Prediction]:
-    """Intervals from how far off the predictions of all *other* models were."""
+    """Intervals from how far off the predictions of all *other* models were.
+
+    Each model counts the same, however many rows it has.
+    """
+    rows = Counter(one.case.model for one in predictions)
     made: list[Prediction] = []
     for one in predictions:
-        others = [abs(p.off) for p in predictions if p.case.model != one.case.model]
-        width = float(np.quantile(others, coverage)) if others else float("inf")
+        others = [p for p in predictions if p.case.model != one.case.model]
+        width = quantile(
+            [abs(p.off) for p in others], [1 / rows[p.case.model] for p in others], coverage
+        )
         ends = one.predicted * np.exp(-width), one.predicted * np.exp(width)
         made.append(replace(one, interval=(float(ends[0]), float(ends[1]))))
     return made
+
+
+def quantile(values: Sequence[float], weights: Sequence[float], share: float) -> float:
+    """The least value up to which the given share of all weight lies; infinity of none."""
+    if not values:
+        return float("inf")
+    order = np.argsort(values)
+    total = np.cumsum(np.asarray(weights)[order])
+    at = int(np.searchsorted(total, share * total[-1] * (1 - 1e-12)))
+    return float(np.asarray(values)[order][at])

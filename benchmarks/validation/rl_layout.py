@@ -68,6 +68,7 @@ def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
         and recipe.whole("nodes") * recipe.whole("gpus_per_node") == devices
         and (recipe.text("async_") == "True") == ("async" in row.text("mode"))
         and recipe.whole("gpus_per_node") == machine
+        and row.number("max_len") in (None, recipe.number("max_len"))
     ]
     same = [r for r in found if ("fp8" in r.text("recipe")) == ("G-FP8" in row.text("notes"))]
     named = [r for r in same if r.text("recipe").startswith(row.text("algo").lower())]
@@ -168,7 +169,7 @@ def _layouts(
     sampled = {axis: _degree(row, f"gen_{axis}", recipe, f"gen_{axis}") for axis in ("tp", "pp")}
     trained = {axis: _degree(row, f"train_{axis}", recipe, f"t_{axis}") for axis in AXES}
     made = (
-        _given_sampling(sampled, len(iteration.sampler)),
+        _given_sampling(sampled, iteration, shape),
         _given_training(
             trained, len(iteration.trainer), shape, recompute=_of(recipe, "act_ckpt") != "False"
         ),
@@ -193,8 +194,14 @@ def _degree(row: Row, column: str, recipe: Row | None, other: str) -> int:
     return int(row.number(column) or (recipe.number(other) if recipe else None) or 0)
 
 
-def _given_sampling(degrees: Mapping[str, int], devices: int) -> NodePlan:
+def _given_sampling(
+    degrees: Mapping[str, int], iteration: Iteration, shape: ModelShape
+) -> NodePlan:
+    """Without a degree, the least that leaves half of the memory to the cache."""
+    devices, memory = len(iteration.sampler), iteration.cluster.groups[0].device.memory
     tp, pp = (max(1, degrees[axis]) for axis in ("tp", "pp"))
+    while not degrees["tp"] and 2 * shape.parameters() / (tp * pp) > memory / 2:
+        tp *= 2
     return NodePlan(engine="vllm", parallel=Parallel(tp=tp, pp=pp, dp=devices // (tp * pp)))
 
 
@@ -205,7 +212,8 @@ def _given_training(
     tp, pp, cp, ep = (max(1, degrees[axis]) for axis in AXES)
     dp = devices // (tp * pp * cp)
     spread = math.gcd(ep, dp * cp) if shape.experts else 1
-    parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=spread)
+    shard = "optimizer" if dp * cp > 1 else "none"
+    parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=spread, shard=shard)
     return NodePlan(engine="megatron", parallel=parallel, recompute=recompute)
 
 

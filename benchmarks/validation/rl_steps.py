@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,9 +11,11 @@ from typing import Any
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
+from rlinf_graph.compiler.cost.layout import Layout
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, ModelDef, ModelUse, Node
 from rlinf_graph.ir.node_type import Port, Role, Unit
+from rlinf_graph.ir.plan import NodePlan
 from rlinf_graph.ir.work import Forward, Generate, Lengths, Train
 from rlinf_graph.nodes.lengths import log_normal
 from validation.devices import cluster_of, device_named
@@ -23,6 +26,14 @@ from validation.rows import LeftOut, Row, canonical, shape_named, without_shape
 
 PROMPT = 110
 """Tokens of a prompt where a row does not say; the published tables' own figure."""
+
+
+class Narrow(CostModel):
+    """Products of training in 8 bits, weights in 16."""
+
+    def _new_layout(self, node: Node, place: Sequence[int], settings: NodePlan) -> Layout:
+        layout = super()._new_layout(node, place, settings)
+        return replace(layout, execution=replace(layout.execution, product="float8"))
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,13 @@ class Step:
     def costs(self, constants: IterationConstants) -> CostModel:
         """The cost model with other constants."""
         gpu = replace(CONSTANTS["gpu"], iteration=constants)
-        _trained, served = self.setting.dtypes
+        trained, served = self.setting.dtypes
         models = ModelDef("m", self.model), ModelDef("served", self.model, dtype=served)
         graph = Graph("g", self._nodes(constants), models)
-        return CostModel(graph, self.cluster, constants={**CONSTANTS, "gpu": gpu})
+        constants_by_kind = {**CONSTANTS, "gpu": gpu}
+        if trained == "float8":
+            return Narrow(graph, self.cluster, constants=constants_by_kind)
+        return CostModel(graph, self.cluster, constants=constants_by_kind)
 
     def _nodes(self, constants: IterationConstants) -> tuple[Node, ...]:
         made = self.setting
@@ -74,7 +88,7 @@ class Step:
         passed = costs.node(logprobs, made.trainer, made.training)
         trained = costs.node(train, made.trainer, made.training)
         method = "broadcast" if made.depth else "copy"
-        sync, _ = costs.sync("m", made.trainer, made.sampler, method)
+        sync = costs.sync("m", made.trainer, made.sampler, method).seconds
         switched = sum(cost.load_s + cost.offload_s for cost in (trained, sampled))
         return {
             "rollout": sampled.seconds / (1 + made.depth),
@@ -109,7 +123,14 @@ def cases(rows: Sequence[Row], recipes: Sequence[Row]) -> tuple[list[Case], list
             out.append(LeftOut(row, reason))
         else:
             made.append(_case(row, recipes))
-    return made, out
+    return _alike(made), out
+
+
+def _alike(cases: Sequence[Case]) -> list[Case]:
+    """Weights by which each model counts the same in a fit, however many rows it has."""
+    rows = Counter(case.model for case in cases)
+    each = len(cases) / max(1, len(rows))
+    return [replace(case, weight=each / rows[case.model]) for case in cases]
 
 
 def _unusable(row: Row) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rlinf_graph.compiler.cost import memory
 from rlinf_graph.compiler.cost.constants import CONSTANTS
+from rlinf_graph.compiler.cost.iteration_constants import ALONE
 from rlinf_graph.compiler.cost.layout import Layout, hardware_of, refusal
 from rlinf_graph.compiler.cost.pass_constants import PassConstants
 from rlinf_graph.compiler.cost.shapes import ModelShape
@@ -214,7 +215,7 @@ def _run(row: Row, shape: ModelShape, settings: NodePlan, step: Step, recipe: Re
         dtype="bfloat16",
         hardware=_hardware(row.text("gpu"), step.devices, settings.parallel),
         settings=settings,
-        constants=CONSTANTS["gpu"],
+        constants=replace(CONSTANTS["gpu"], iteration=ALONE),
         execution=recipe.execution,
     )
     work = Train(step.batch, Lengths.fixed(step.length, "declared"), 1, 1)

@@ -116,7 +116,7 @@ class SimulatedMachine:
         trainer = self.graph.trainers()[model]
         source = self.plan.devices(trainer.name)
         every = cadence(self.graph, self.graph.node(group.name))
-        return self.costs.sync(model, source, group.devices, method)[0] / every
+        return self.costs.sync(model, source, group.devices, method).seconds / every
 
     def take(
         self, group: WorkerGroup, recv: Recv, at: Position, moment: Moment, rows: NDArray[np.int64]

@@ -11,7 +11,7 @@ from rlinf_graph.ir.work import Volume, Work
 
 RESULTS: dict[str, Any] = {"work": Work | None, "volume": Volume, "check": Diagnostic}
 HINTS = {
-    "work": "rl.HostWork, rl.Forward, rl.Generate or rl.Train",
+    "work": "rl.HostWork, rl.Forward, rl.Generate, rl.Train or rl.traced(...)",
     "volume": "a tuple with an rl.Volume for each output",
     "check": "an iterable of rl.Diagnostic",
 }

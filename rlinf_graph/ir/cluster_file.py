@@ -19,6 +19,9 @@ latency_us = 4
 [node_group.between]       # between machines
 bandwidth_gb_s = 50
 latency_us = 10
+
+A device that the catalogue does not have needs all of these: memory_gb, memory_bandwidth_gb_s,
+flops with float32_tflops, host_link, inside and between. It is a `gpu` unless `kind` says `cpu`.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ SHORT = re.compile(r"(\d+)\s*[x×*]\s*([A-Za-z][\w-]*)")
 CORES_PER_GPU = 12  # of a short name: DGX H100 has 112 cores for 8 GPUs, cloud machines fewer
 
 GROUP_KEYS = {
-    **dict.fromkeys(("name", "device"), str),
+    **dict.fromkeys(("name", "device", "kind"), str),
     **dict.fromkeys(("nodes", "devices_per_node", "cpus", "machines_inside"), int),
     **dict.fromkeys(("memory_gb", "memory_bandwidth_gb_s", "price_per_hour"), float),
     **dict.fromkeys(("flops", "inside", "between", "host_link"), dict),
 }
+OWN_KEYS = ("memory_gb", "memory_bandwidth_gb_s", "flops", "host_link", "inside", "between")
+OWN_SOURCE = "given in the cluster file"
 LINK_KEYS = {"bandwidth_gb_s": float, "latency_us": float}
 DTYPES = ("float64", "float32", "bfloat16", "float16", "float8", "float4")
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "a table"}
@@ -91,6 +96,7 @@ def _dump_group(group: NodeGroup) -> str:
         "[[node_group]]",
         f"name = {_quoted(group.name)}",
         f"device = {_quoted(device.name)}",
+        *([] if hardware.find(device.name) else [f"kind = {_quoted(device.kind)}"]),
         f"nodes = {group.nodes}",
         f"devices_per_node = {group.devices_per_node}",
         f"cpus = {group.cpus}",
@@ -204,15 +210,17 @@ class _Reader:
             if name in table and _number(table[name]) and table[name] <= 0:
                 self._wrong(f"`{name}` has to be positive", line=self._line(name, index))
         entry = hardware.find(str(table.get("device", "")))
-        if entry is None and "device" in table:
-            known = suggest(str(table["device"]), hardware.names())
-            message = f"there is no device `{table['device']}` in the catalogue"
-            self._wrong(message, line=self._line("device", index), help=known)
         links = [self._link(table, name, index) for name in ("host_link", "inside", "between")]
         flops = self._flops(table, index)
-        if entry is None or len(self.found) > before:
+        own = entry is None and "device" in table
+        if own:
+            self._own(table, index)
+        elif "kind" in table:
+            self._wrong("`kind` is the catalogue's to say", line=self._line("kind", index))
+        if (entry is None and not own) or len(self.found) > before:
             return None
         host_link, inside, between = links
+        entry = entry or _own_entry(table, links)
         device = _changed(entry.device, table, flops, host_link)
         return NodeGroup(
             name=table["name"],
@@ -225,6 +233,20 @@ class _Reader:
             price_per_hour=table.get("price_per_hour"),
             machines_inside=table.get("machines_inside", entry.machines_inside),
         )
+
+    def _own(self, table: dict[str, Any], index: int) -> None:
+        """What is wrong with a device that the catalogue does not have."""
+        name, line = table["device"], self._line("device", index)
+        missing = [f"`{key}`" for key in OWN_KEYS if key not in table]
+        if missing:
+            known = suggest(str(name), hardware.names())
+            if len(missing) < len(OWN_KEYS):
+                known += f"; a device of your own needs {', '.join(missing)} too"
+            self._wrong(f"there is no device `{name}` in the catalogue", line=line, help=known)
+        elif isinstance(table["flops"], dict) and "float32_tflops" not in table["flops"]:
+            self._wrong(f"`{name}` needs `float32_tflops`", line=self._line("flops", index))
+        if table.get("kind", "gpu") not in ("gpu", "cpu"):
+            self._wrong("`kind` has to be gpu or cpu", line=self._line("kind", index))
 
     def _link(self, table: dict[str, Any], name: str, index: int) -> Link | None:
         fields = table.get(name)
@@ -288,6 +310,14 @@ class _Reader:
         self.found.append(Diagnostic(CODE, message, span, help=(help,) if help else ()))
 
 
+def _own_entry(table: dict[str, Any], links: list[Link | None]) -> hardware.Entry:
+    """What a catalogue would have of the user's device; `_changed` puts the figures in."""
+    host_link, inside, between = (cast("Link", link) for link in links)
+    kind = table.get("kind", "gpu")
+    device = DeviceType(table["device"], kind, 0, 0, (), host_link, OWN_SOURCE)
+    return hardware.Entry(device, (), inside, between, hardware.MACHINE, 1)
+
+
 def _changed(
     device: DeviceType, table: dict[str, Any], flops: dict[str, float], host_link: Link | None
 ) -> DeviceType:
@@ -302,7 +332,9 @@ def _changed(
     if flops:
         figures["flops"] = tuple((dict(device.flops) | flops).items())
     changed = replace(device, **figures)
-    return changed if changed == device else replace(changed, source=f"{device.source}; changed")
+    if changed == device or device.source == OWN_SOURCE:
+        return changed
+    return replace(changed, source=f"{device.source}; changed")
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlinf_graph.ir.operations import Operations
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -51,13 +53,44 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Speculative:
+    """Speculative decoding: a draft model proposes tokens, which one step of the model checks.
+
+    Attributes:
+        tokens: proposed in each step.
+        acceptance: probability that a proposed token is kept, each like the others.
+        cost: seconds of a draft model's step by those of the model's.
+    """
+
+    tokens: int
+    acceptance: float
+    cost: float = 0.05
+
+    @property
+    def kept(self) -> float:
+        """Tokens that a step yields on average, the model's own included.
+
+        (1 - a^(k+1)) / (1 - a) of Leviathan et al. 2023, equation 1.
+        """
+        if self.acceptance >= 1:
+            return self.tokens + 1.0
+        return (1 - self.acceptance ** (self.tokens + 1)) / (1 - self.acceptance)
+
+
+@dataclass(frozen=True)
 class Generate:
-    """Sample `samples` responses to prompts of `prompt_tokens`, `group` of them to each prompt."""
+    """Sample `samples` responses to prompts of `prompt_tokens`, `group` of them to each prompt.
+
+    With `finish` below 1, sampling stops when that share of a batch has ended; the others are
+    carried over and go on in the next iteration, where their tokens so far are read again.
+    """
 
     samples: int
     prompt_tokens: float
     response: Lengths
     group: int = 1
+    speculative: Speculative | None = None
+    finish: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,4 +125,4 @@ class HostWork:
     origin: str = "declared"
 
 
-Work = Generate | Forward | Train | HostWork
+Work = Generate | Forward | Train | HostWork | Operations

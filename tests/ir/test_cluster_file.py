@@ -165,6 +165,53 @@ def test_a_rack_is_machines_that_one_link_connects() -> None:
     assert cluster.machines_of(range(8, 16)).tolist() == [1] * 4 + [2] * 4
 
 
+OWN = """
+[[node_group]]
+name = "own"
+device = "X1"
+nodes = 2
+devices_per_node = 16
+memory_gb = 128
+memory_bandwidth_gb_s = 6000
+flops.float32_tflops = 50
+flops.bfloat16_tflops = 800
+machines_inside = 2
+[node_group.host_link]
+bandwidth_gb_s = 64
+latency_us = 10
+[node_group.inside]
+bandwidth_gb_s = 300
+latency_us = 4
+[node_group.between]
+bandwidth_gb_s = 25
+latency_us = 10
+"""
+
+
+def test_a_device_of_the_users_own_needs_no_catalogue(write) -> None:
+    cluster = load_cluster(write(OWN))
+    group = cluster.groups[0]
+    assert (group.size, group.domain, group.device.kind) == (32, 32, "gpu")
+    assert group.device.memory == 128e9
+    assert group.device.peak("bfloat16") == 800e12
+    assert load_cluster(write(dump_cluster(cluster))).groups == cluster.groups
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("memory_gb = 128\n", "", "; a device of your own needs `memory_gb` too"),
+        ("flops.float32_tflops = 50\n", "", "`X1` needs `float32_tflops`"),
+        ('"X1"', '"X1"\nkind = "npu"', "`kind` has to be gpu or cpu"),
+        ('"X1"', '"H100"\nkind = "cpu"', "`kind` is the catalogue's to say"),
+    ],
+)
+def test_a_device_of_the_users_own_is_refused_with_what_it_lacks(
+    write, old: str, new: str, message: str
+) -> None:
+    assert message in refused(write(OWN.replace(old, new)))
+
+
 def test_aliases_name_one_device() -> None:
     names = [name.lower() for name in hardware.names()]
     assert len(names) == len(set(names))

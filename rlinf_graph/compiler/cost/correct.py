@@ -16,6 +16,7 @@ from rlinf_graph.compiler.cost.profile import (
     Subject,
     subject_of_host,
     subject_of_model,
+    subject_of_module,
 )
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.uncertainty import of_profile, together
@@ -23,6 +24,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.measurement import Kind
 from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan
 from rlinf_graph.ir.work import Forward, Generate, Train
 
@@ -84,9 +86,11 @@ class Corrections:
         """
         if node.role is Role.SYNC:
             return self._delivery(node.model or "", devices[0])
+        names = sorted({group.device.name for group in self.cluster.groups_of(devices)})
+        if isinstance(node.work, Operations):
+            return subject_of_module(node, node.work, settings.engine, " + ".join(names))
         if not isinstance(node.work, Generate | Forward | Train):
             return subject_of_host(node)
-        names = sorted({group.device.name for group in self.cluster.groups_of(devices)})
         return self._of_model(
             node.type, node.model or "", devices, settings.engine, " + ".join(names)
         )

@@ -14,6 +14,7 @@ from rlinf_graph.compiler.cost.model import CostModel
 from rlinf_graph.compiler.cost.profile import HANDOVER, Correction, Subject
 from rlinf_graph.ir.graph import Node
 from rlinf_graph.ir.measurement import Kind, Measurement
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Lengths, Train
 
@@ -95,7 +96,7 @@ def estimate_of(costs: CostModel, made: Measurement) -> float:
     """What the cost model says of the very work that was measured, in seconds."""
     node = costs.graph.node(made.node)
     if made.kind == "sync":
-        return costs.sync(node.model or "", DEVICE, DEVICE, "copy")[0]
+        return costs.sync(node.model or "", DEVICE, DEVICE, "copy").seconds
     if made.kind == "handover":
         return made.samples * HANDOVER_SECONDS
     if made.kind == "host":
@@ -119,7 +120,7 @@ def _measured(node: Node, made: Measurement) -> Node:
             work = replace(node.work, samples=made.samples, lengths=lengths)
         case Train():
             work = Train(made.samples, lengths, 1, 1, node.work.head)
-        case HostWork():
+        case HostWork() | Operations():
             work = replace(node.work, samples=made.samples)
         case None:
             volumes = tuple(replace(v, samples=made.samples) for v in node.volume)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlinf_graph.compiler.cost.constants import (
+    GRACE,
     Constants,
     EngineTraits,
 )
@@ -53,6 +54,7 @@ class Hardware:
         stages: two neighbours of a pipeline.
         replicas: the devices that hold the same experts.
         power: watts of a device; 0 where one's are not known.
+        device: the type's name in the catalogue; empty for devices of several types.
     """
 
     kind: str
@@ -67,6 +69,12 @@ class Hardware:
     stages: Ring
     replicas: Ring
     power: float = 0.0
+    device: str = ""
+
+    @property
+    def grace(self) -> bool:
+        """Whether the processors of its machines are Grace."""
+        return self.device in GRACE
 
 
 def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) -> Hardware:
@@ -90,6 +98,7 @@ def hardware_of(cluster: Cluster, devices: Sequence[int], parallel: Parallel) ->
         stages=ring(cluster, devices[: stage + 1 : stage]),
         replicas=ring(cluster, devices[: stage : tp * parallel.ep]) if parallel.ep > 1 else data,
         power=min(device.power for device in types),
+        device=types[0].name if len({device.name for device in types}) == 1 else "",
     )
 
 
@@ -144,6 +153,11 @@ class Layout:
         return self.hardware.memory_bandwidth * self.constants.decoding.bandwidth
 
     @cached_property
+    def host(self) -> float:
+        """Host time on this machine, by that on x86."""
+        return self.constants.decoding.grace if self.hardware.grace else 1.0
+
+    @cached_property
     def stage(self) -> float:
         """Share of the layers that the largest pipeline stage has."""
         return math.ceil(self.shape.layers / self.parallel.pp) / self.shape.layers
@@ -181,9 +195,7 @@ class Layout:
 
     def launch_s(self, passes: float = 1.0) -> float:
         """Host seconds to issue the layers of a stage `passes` times."""
-        shape, traits = self.shape, self.traits
-        layers = traits.layer_s * shape.launches * shape.layers
-        return passes * (layers + traits.expert_layer_s * shape.expert_layers) * self.stage
+        return passes * self.traits.layer_s * self.shape.launches * self.shape.layers * self.stage
 
 
 def refusal(shape: ModelShape, work: Work, devices: int, settings: NodePlan) -> str | None:

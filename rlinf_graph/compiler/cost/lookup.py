@@ -8,8 +8,8 @@ import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
+from rlinf_graph.compiler.cost.configs import FAMILIES, shape_of_config
 from rlinf_graph.compiler.cost.mixer import Mixer
 from rlinf_graph.compiler.cost.network import network_shape
 from rlinf_graph.compiler.cost.shapes import ModelShape
@@ -20,7 +20,6 @@ from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.ir.span import Span
 
 CODE = "RG0404"
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "qwen3_moe", "deepseek_v3")
 
 
 @cache
@@ -83,57 +82,11 @@ def read_config(path: Path, span: Span | None = None) -> ModelShape:
             known = f"known: {', '.join(FAMILIES)}"
             message = f"{path}: models of type `{family}` cannot be costed yet"
             raise fail(CODE, message, span, notes=(known,))
-        return _shape(config, family)
+        return shape_of_config(config)
     except KeyError as error:
         raise fail(CODE, f"{path} has no field {error}", span) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise fail(CODE, f"{path} is no model configuration: {error}", span) from None
-
-
-def _shape(config: dict[str, Any], family: str) -> ModelShape:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    default_dim = 128 if family == "qwen3" else hidden // heads
-    sizes: dict[str, Any] = {
-        "layers": config["num_hidden_layers"],
-        "hidden": hidden,
-        "heads": heads,
-        "kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or default_dim,
-        "intermediate": config["intermediate_size"],
-        "vocab": config["vocab_size"],
-        "tied": bool(config.get("tie_word_embeddings", False)),
-        "qkv_bias": family == "qwen2" or bool(config.get("attention_bias", False)),
-        "qk_norm": family in ("qwen3", "qwen3_moe"),
-    }
-    if family == "qwen3_moe":
-        sizes |= {
-            # transformers 5 writes the second name.
-            "experts": config.get("num_experts") or config["num_local_experts"],
-            "experts_per_token": config["num_experts_per_tok"],
-            "expert_intermediate": config["moe_intermediate_size"],
-            "first_dense": _dense_layers(config),
-        }
-    if family == "deepseek_v3":
-        sizes |= {
-            "head_dim": config["qk_nope_head_dim"],
-            "rope_head_dim": config["qk_rope_head_dim"],
-            "value_head_dim": config["v_head_dim"],
-            "q_rank": config["q_lora_rank"] or 0,
-            "kv_rank": config["kv_lora_rank"],
-            "experts": config["n_routed_experts"],
-            "experts_per_token": config["num_experts_per_tok"],
-            "expert_intermediate": config["moe_intermediate_size"],
-            "shared_experts": config["n_shared_experts"],
-            "first_dense": config["first_k_dense_replace"],
-        }
-    return ModelShape(**sizes)
-
-
-def _dense_layers(config: dict[str, Any]) -> int:
-    """Layers of a Qwen3 mixture that have no experts, wherever they stand."""
-    every, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
-    layers = range(config["num_hidden_layers"])
-    return sum(1 for i in layers if i in dense or (i + 1) % every)
 
 
 def _close_names(path: str) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from rlinf_graph.compiler.cost import memory, training
+from rlinf_graph.compiler.cost import memory, operations, training
 from rlinf_graph.compiler.cost.constants import (
     CONSTANTS,
     HANDOVER_SECONDS,
     HOST_SECONDS,
-    STEP_SECONDS,
     Constants,
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
 from rlinf_graph.compiler.cost.execution import EXECUTIONS, PLAIN
+from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
     Hardware,
@@ -26,48 +26,22 @@ from rlinf_graph.compiler.cost.layout import (
 )
 from rlinf_graph.compiler.cost.links import ring
 from rlinf_graph.compiler.cost.lookup import shape_of
+from rlinf_graph.compiler.cost.node_cost import PROFILED, NodeCost, in_loop, items, moving_s
 from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
-from rlinf_graph.compiler.cost.rollout import Rollout
+from rlinf_graph.compiler.cost.rollout import Origin, Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
-from rlinf_graph.compiler.cost.uncertainty import of_profile
+from rlinf_graph.compiler.cost.uncertainty import of_profile, together
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.measurement import Kind
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
-Items = tuple[tuple[str, float], ...]
-DeviceWork = Generate | Forward | Train
-PROFILED = "profiled"
-
-
-@dataclass(frozen=True)
-class NodeCost:
-    """What a node costs in one iteration.
-
-    Attributes:
-        seconds: its devices are busy with it, all chunks together.
-        parts: seconds by cause; their sum is `seconds`.
-        resident: bytes of each device that stay between uses, by what they hold.
-        working: bytes of each device only while the node runs.
-        load_s: seconds to bring the resident part from host memory.
-        offload_s: seconds to take it there.
-        origin: `roofline`, `profiled` or `declared`.
-        width: half the width of the 80 % interval of `seconds`, as a logarithm; 0 for what nobody
-            can tell, such as declared host work.
-    """
-
-    seconds: float
-    parts: Items = ()
-    resident: Items = ()
-    working: Items = ()
-    load_s: float = 0.0
-    offload_s: float = 0.0
-    origin: str = "roofline"
-    width: float = 0.0
+DeviceWork = Generate | Forward | Train | Operations
 
 
 class CostModel:
@@ -78,6 +52,7 @@ class CostModel:
         profile: what has been measured; None for closed forms alone.
         corrections: of the profile.
         constants: by kind of device.
+        kernels: measured ones, for sampling; None for the roofline alone.
     """
 
     def __init__(
@@ -86,6 +61,7 @@ class CostModel:
         cluster: Cluster,
         profile: Profile | None = None,
         constants: Mapping[str, Constants] = CONSTANTS,
+        kernels: Kernels | None = None,
     ) -> None:
         """Work out the models' shapes.
 
@@ -96,12 +72,13 @@ class CostModel:
         self.cluster = cluster
         self.profile = profile
         self.constants = constants
+        self.kernels = kernels
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
         self._hardware: dict[tuple[Sequence[int], Parallel], Hardware] = {}
         self._layouts: dict[tuple[str, Sequence[int], NodePlan], Layout] = {}
-        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts]] = {}
+        self._samplings: dict[tuple[object, ...], tuple[Parts, Parts, Origin]] = {}
         self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
 
     def node(
@@ -122,21 +99,34 @@ class CostModel:
         work, place = self._work(node), place_of(devices)
         key = (node.name, work, place, settings, kept if isinstance(work, Generate) else 0.0)
         if key not in self._costs:
-            self._costs[key] = self._cost(
-                node, work, self._layout(node, place, settings), place, kept
-            )
+            if isinstance(work, Operations):
+                self._refuse(node, place, settings)
+                hardware = self._hardware_of(place, settings.parallel)
+                constants = self.constants[hardware.kind]
+                correct = self.corrections.node(node, place, settings)
+                made = operations.cost(work, settings, hardware, constants, correct)
+                self._costs[key] = in_loop(made, node, settings.chunks)
+            else:
+                layout = self._layout(node, place, settings)
+                self._costs[key] = self._cost(node, work, layout, place, kept)
         return self._costs[key]
 
     def _cost(
-        self, node: Node, work: DeviceWork, layout: Layout, place: Sequence[int], kept: float
+        self,
+        node: Node,
+        work: Generate | Forward | Train,
+        layout: Layout,
+        place: Sequence[int],
+        kept: float,
+        working: Parts | None = None,
     ) -> NodeCost:
         correct = self.corrections.node(node, place, layout.settings)
         if isinstance(work, Generate):
-            parts, working = self._sampling(node, layout, work, kept)
-            made = _sampled(layout, dict(parts), dict(working), correct)
+            parts, sampling, origin = self._sampling(node, layout, work, kept)
+            made = _sampled(layout, dict(parts), dict(sampling), correct, origin)
         else:
-            made = _passed(layout, work, correct)
-        return _in_loop(made, node, layout.settings.chunks)
+            made = _passed(layout, work, correct, working or memory.pass_working(layout, work))
+        return in_loop(made, node, layout.settings.chunks)
 
     def within(
         self, node: Node, devices: range, settings: NodePlan, room: float
@@ -146,18 +136,24 @@ class CostModel:
         Neither can one that keeps, or in training works with, more than `room` bytes of a device.
         """
         work = self._work(node)
-        if refusal(self.shapes[node.model or ""], work, len(devices), settings):
+        if self.refusal(node, devices, settings):
             return None
+        if isinstance(work, Operations):
+            cost = self.node(node, devices, settings)
+            return None if sum(size for _part, size in cost.resident) > room else cost
         layout = self._new_layout(node, devices, settings)
-        held = sum(memory.resident(layout, isinstance(work, Train)).values())
+        held, working = sum(memory.resident(layout, isinstance(work, Train)).values()), None
         if isinstance(work, Train):
-            held += sum(memory.pass_working(layout, work).values())
-        return None if held > room else self._cost(node, work, layout, devices, 0.0)
+            working = memory.pass_working(layout, work)
+            held += sum(working.values())
+        return None if held > room else self._cost(node, work, layout, devices, 0.0, working)
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
-        shape = self.shapes[node.model or ""]
-        return refusal(shape, self._work(node), len(devices), settings)
+        work = self._work(node)
+        if isinstance(work, Operations):
+            return operations.refusal(len(devices), settings.parallel)
+        return refusal(self.shapes[node.model or ""], work, len(devices), settings)
 
     def chunk_seconds(
         self, node: Node, devices: Sequence[int], settings: NodePlan, kept: float = 0.0
@@ -188,6 +184,9 @@ class CostModel:
         one process takes that a run gives to a host node.
         """
         work = node.work
+        if isinstance(work, Operations):
+            message = f"`{node.name}` works on processors; what is traced needs a device"
+            raise fail("RG0509", message, node.span, help=("@rl.node(place=rl.Place.DEVICE, ...)",))
         if not isinstance(work, HostWork):
             samples = node.volume[0].samples if node.volume else 1
             work = HostWork(samples, HOST_SECONDS, "declared default")
@@ -195,11 +194,11 @@ class CostModel:
             seconds = made.seconds(work.samples * work.seconds_per_sample)
             width = of_profile(made.residual, made.spread)
             once = NodeCost(seconds, parts=(("host", seconds),), origin=PROFILED, width=width)
-            return _in_loop(once, node, chunks=1)
+            return in_loop(once, node, chunks=1)
         used = max(1, min(processes, group.cpus * group.nodes))
         seconds = work.samples * work.seconds_per_sample / used
         once = NodeCost(seconds, parts=(("host", seconds),), origin=work.origin)
-        return _in_loop(once, node, chunks=1)
+        return in_loop(once, node, chunks=1)
 
     def handover(self, samples: int) -> float:
         """Seconds until a batch that one worker has is with another; 0 where nobody measured it."""
@@ -215,8 +214,8 @@ class CostModel:
         *,
         changed: float = 1.0,
         rank: int = 0,
-    ) -> tuple[float, str]:
-        """Seconds to bring a model's weights from its trainer to who serves it, and the origin.
+    ) -> NodeCost:
+        """What it costs to bring a model's weights from its trainer to who serves it.
 
         A profile corrects what a device does for it, not the way between devices.
 
@@ -232,10 +231,18 @@ class CostModel:
         """
         refit = self._refit(model, source, target, method, changed, rank)
         parts, origin = refit.parts(), "roofline"
+        width = closed = self.constants_of((*source, *target)).widths.sync
         if made := self.corrections.sync(model, source[0]):
             parts["weights"] = made.seconds(parts["weights"])
+            own = of_profile(made.residual, made.spread)
+            width = together((s, own if p == "weights" else closed) for p, s in parts.items())
             origin = PROFILED if refit.ring.size == 1 else origin
-        return sum(parts.values()), origin
+        return NodeCost(sum(parts.values()), parts=items(parts), origin=origin, width=width)
+
+    def constants_of(self, devices: Sequence[int]) -> Constants:
+        """The constants of some devices; of processors where there are several kinds."""
+        kinds = {group.device.kind for group in self.cluster.groups_of(devices)}
+        return self.constants["cpu" if "cpu" in kinds else "gpu"]
 
     def _refit(
         self,
@@ -265,30 +272,35 @@ class CostModel:
 
     def _sampling(
         self, node: Node, layout: Layout, work: Generate, kept: float
-    ) -> tuple[Parts, Parts]:
-        """Seconds of one chunk by cause and bytes while it runs.
+    ) -> tuple[Parts, Parts, Origin]:
+        """Seconds of one chunk by cause, bytes while it runs, and where the seconds come from.
 
         Replicas with equally many sequences take equally long, however many there are.
         """
-        rollout, hardware, parallel = Rollout(layout, work, kept), layout.hardware, layout.parallel
+        rollout = Rollout(layout, work, kept, kernels=self.kernels)
+        hardware, parallel = layout.hardware, layout.parallel
         given = (node.name, work, rollout.sequences, kept, layout.settings.engine)
         degrees = (parallel.tp, parallel.pp, parallel.ep, layout.settings.micro_batch)
         machine = (hardware.tensor, hardware.experts, hardware.memory, hardware.memory_bandwidth)
-        key = (*given, *degrees, *machine, hardware.flops)
+        key = (*given, *degrees, *machine, hardware.flops, hardware.device)
         if key not in self._samplings:
-            self._samplings[key] = rollout.parts(), memory.rollout_working(rollout)
+            working = memory.rollout_working(rollout)
+            self._samplings[key] = rollout.parts(), working, rollout.origin
         return self._samplings[key]
 
     def _layout(self, node: Node, devices: Sequence[int], settings: NodePlan) -> Layout:
         place = place_of(devices)
         key = (node.name, place, settings)
         if key not in self._layouts:
-            refused = self.refusal(node, place, settings)
-            if refused is not None:
-                message = f"`{node.name}` cannot be laid out so: {refused}"
-                raise fail("RG0406", message, node.span)
+            self._refuse(node, place, settings)
             self._layouts[key] = self._new_layout(node, place, settings)
         return self._layouts[key]
+
+    def _refuse(self, node: Node, place: Sequence[int], settings: NodePlan) -> None:
+        refused = self.refusal(node, place, settings)
+        if refused is not None:
+            message = f"`{node.name}` cannot be laid out so: {refused}"
+            raise fail("RG0406", message, node.span)
 
     def _new_layout(self, node: Node, place: Sequence[int], settings: NodePlan) -> Layout:
         hardware = self._hardware_of(place, settings.parallel)
@@ -311,14 +323,18 @@ class CostModel:
         return self._hardware[key]
 
     def _work(self, node: Node) -> DeviceWork:
-        if not isinstance(node.work, Generate | Forward | Train) or node.model is None:
+        work = node.work
+        if isinstance(work, Operations):
+            return work
+        if not isinstance(work, Generate | Forward | Train) or node.model is None:
+            given = "rl.Forward(...)" if node.model else "rl.traced(Module, ...)"
             raise fail(
                 "RG0509",
                 f"`{node.name}` works on devices, and nothing says how much",
                 node.span,
-                help=("give it work: @rl.node(work=lambda call: rl.Forward(...))",),
+                help=(f"give it work: @rl.node(work=lambda call: {given})",),
             )
-        return node.work
+        return work
 
     def _training(self, node: Node) -> Train:
         work = self._work(node)
@@ -327,15 +343,18 @@ class CostModel:
         return work
 
 
-def _sampled(layout: Layout, chunk: Parts, working: Parts, correct: Corrector) -> NodeCost:
+def _sampled(
+    layout: Layout, chunk: Parts, working: Parts, correct: Corrector, origin: Origin
+) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
     width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
     measured = correct.covers("chunk")
-    return _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
+    made = _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
+    return made if measured else replace(made, origin=origin[0], fallback=origin[1])
 
 
-def _passed(layout: Layout, work: Forward | Train, correct: Corrector) -> NodeCost:
-    working, trained = memory.pass_working(layout, work), isinstance(work, Train)
+def _passed(layout: Layout, work: Forward | Train, correct: Corrector, working: Parts) -> NodeCost:
+    trained = isinstance(work, Train)
     kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step") if trained else ("chunk",)
     if isinstance(work, Train):
         parts = training.train_parts(layout, work, correct)
@@ -351,30 +370,16 @@ def _node_cost(
     layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool, width: float
 ) -> NodeCost:
     resident = memory.resident(layout, trained)
-    link = layout.hardware.host_link
-    moving = memory.moved(resident) / (link.bandwidth * layout.constants.host_link) + link.latency
+    moving = moving_s(memory.moved(resident), layout.hardware, layout.constants)
     if layout.traits.paged:
         moving += layout.constants.iteration.wake_s / 2
     return NodeCost(
         seconds=sum(parts.values()),
-        parts=_items(parts),
-        resident=_items(resident),
-        working=_items(working),
+        parts=items(parts),
+        resident=items(resident),
+        working=items(working),
         load_s=moving,
         offload_s=moving,
         origin=PROFILED if measured else "roofline",
         width=width,
     )
-
-
-def _in_loop(cost: NodeCost, node: Node, chunks: int) -> NodeCost:
-    """The cost of a node in all steps of the loops around it, from that of one step."""
-    if not node.region:
-        return cost
-    parts = [(name, seconds * node.steps) for name, seconds in cost.parts]
-    parts.append(("loop", STEP_SECONDS * node.steps * chunks))
-    return replace(cost, seconds=sum(s for _name, s in parts), parts=tuple(parts))
-
-
-def _items(parts: Parts) -> Items:
-    return tuple((name, value) for name, value in parts.items() if value)

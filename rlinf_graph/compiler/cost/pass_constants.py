@@ -19,16 +19,16 @@ class PassConstants:
             one for every so many multiplications (Shah et al. 2024, FlashAttention-3, section 3.2).
     """
 
-    matmul: float = fitted(0.844, 0.4, 0.95, "share of peak that large products reach")
-    narrow: float = fitted(0.77, 0.3, 0.95, "the same of products in 8 bits")
-    narrowest: float = fitted(0.509, 0.15, 0.95, "the same of products in 4 bits")
-    half: float = fitted(385, 0, 4000, "smallest dimension at which products reach half of that")
-    attention: float = fitted(0.685, 0.2, 0.85, "share of peak that causal attention reaches")
-    traffic: float = fitted(1.74, 0.5, 4, "times that element-wise work moves its operands")
-    route: float = fitted(0.313e-3, 0, 3e-3, "seconds that a layer of experts waits for its host")
-    expert: float = fitted(79.9e-6, 0, 1e-3, "seconds more of that for each expert of a device")
-    beside: float = fitted(0.42, 0, 1, "share of messages beside compute that is waited for")
-    power: float = fitted(0.643, 0, 1, "exponent of watts by peak, below an H100's, in rates")
+    matmul: float = fitted(0.766, 0.4, 0.95, "share of peak that large products reach")
+    narrow: float = fitted(0.741, 0.3, 0.95, "the same of products in 8 bits")
+    narrowest: float = fitted(0.493, 0.15, 0.95, "the same of products in 4 bits")
+    half: float = fitted(342, 0, 4000, "smallest dimension at which products reach half of that")
+    attention: float = fitted(0.663, 0.2, 0.85, "share of peak that causal attention reaches")
+    traffic: float = fitted(1.57, 0.5, 4, "times that element-wise work moves its operands")
+    route: float = fitted(0.262e-3, 0, 3e-3, "seconds that a layer of experts waits for its host")
+    expert: float = fitted(82.9e-6, 0, 1e-3, "seconds more of that for each expert of a device")
+    beside: float = fitted(0.487, 0, 1, "share of messages beside compute that is waited for")
+    power: float = fitted(0.568, 0, 1, "exponent of watts by peak, below an H100's, in rates")
     bandwidth: float = 0.75
     backward: float = 2.5
     heads: int = 128

@@ -92,15 +92,17 @@ def pass_parts(layout: Layout, batch: Packed, kind: Kind, bubble: float) -> Part
     work, constants = operators(layout, batch), layout.constants.passes
     parts: Parts = {kind.name: compute_s(layout, work, kind)}
     parts |= _message_parts(layout, batch, kind, parts[kind.name])
-    launch = layout.launch_s(kind.forwards + kind.partial + 2 * kind.backwards)
+    launch = layout.host * layout.launch_s(kind.forwards + kind.partial + 2 * kind.backwards)
     if layout.constants.overlap:
         issued = 1 - layout.execution.graphs
         waits = work.layers * constants.route + work.local * constants.expert
+        waits *= layout.host
         launch = max(0.0, launch * issued - sum(parts.values())) + kind.compute * waits * issued
     parts["launch"] = launch
     if bubble:
         parts["pipeline bubble"] = bubble * sum(parts.values())
-    return parts
+    # What RL adds is work of the host: packing, losses that are not fused, no graphs.
+    return scaled(parts, 1 + (layout.constants.iteration.trainer - 1) * layout.host)
 
 
 def compute_s(layout: Layout, work: Operators, kind: Kind) -> float:

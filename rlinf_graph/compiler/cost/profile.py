@@ -28,6 +28,7 @@ from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import Graph, ModelDef, Node
 from rlinf_graph.ir.measurement import Kind, Measurement
 from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import Form
 from rlinf_graph.ir.value import FunctionRef
 
@@ -243,6 +244,13 @@ def subject_of_host(node: Node) -> Subject:
     if node.role is Role.SOURCE:
         functions["path"] = str(node.option("path"))
     return Subject(type=node.type, digest=_digest(functions) if functions else "")
+
+
+def subject_of_module(node: Node, work: Operations, engine: str, device: str) -> Subject:
+    """The subject of a node whose module was traced: its weights and operators, at any size."""
+    operators = sorted({made.name for made in work.table})
+    meaning = [subject_of_host(node).digest, work.parameters, operators]
+    return Subject(type=node.type, digest=_digest(meaning), engine=engine, device=device)
 
 
 def versions_here() -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""Sampling: prefill, then decode steps summed over the distribution of response lengths.
+"""Sampling: prompts are read, then steps are summed over the distribution of response lengths.
 
 The batch shrinks as sequences end, so a step late in the tail costs almost as much as a full one
 and yields a few tokens: a model of the mean length would be wrong by construction. Where the
 key-value cache does not hold every sequence at once, those that wait take the places that become
-free (engines that page their cache) or run in a later batch.
+free (engines that page their cache, Yu et al. 2022, Orca) or run in a later batch. Such engines
+read prompts along with the steps of what decodes (Agrawal et al. 2024, Sarathi-Serve).
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from rlinf_graph.compiler.cost.constants import PACKED_TOKENS
+from rlinf_graph.compiler.cost.coefficients import split_of
+from rlinf_graph.compiler.cost.kernels import MEASURED, Kernels, Missing, Surface
 from rlinf_graph.compiler.cost.layout import Layout
-from rlinf_graph.compiler.cost.packed import Packed
-from rlinf_graph.compiler.cost.passes import Parts, added, per_rank, scaled
+from rlinf_graph.compiler.cost.passes import Parts, per_rank
+from rlinf_graph.compiler.cost.served import Formats, formats_of
+from rlinf_graph.compiler.cost.steps import Load, Seconds, Steps
 from rlinf_graph.ir.work import Generate
 
 Array = npt.NDArray[np.float64]
 
 CACHE_LIMIT = 0.9
 """Share of a device's memory that weights and key-value cache may take together, as vLLM has it."""
+
+
+PREFILL = "prefill"
+ROOFLINE = "roofline"
+Origin = tuple[str, str]
+"""Where seconds come from; and why not from measured kernels, where those were asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,39 @@ class Rollout:
         layout: of the model.
         work: of the whole node.
         kept: bytes that other nodes keep on the device, which the cache cannot have.
+        formats: of weights and cache; None for those of the layout's number format.
+        tokens: that a step takes at most; 0 for what the engine has as its default.
+        kernels: a source of measured kernels; None for the roofline alone.
     """
 
     layout: Layout
     work: Generate
     kept: float = 0.0
+    formats: Formats | None = None
+    tokens: int = 0
+    kernels: Kernels | None = None
+
+    @cached_property
+    def steps(self) -> Steps:
+        """What a step takes."""
+        drafted = self.work.speculative.tokens if self.work.speculative else 0
+        formats = self.formats or formats_of(self.layout.dtype)
+        found = self._looked_up(formats)
+        measured = None if isinstance(found, Missing) else found
+        return Steps(self.layout, formats, self.work.prompt_tokens, drafted, measured)
+
+    def _looked_up(self, formats: Formats) -> Surface | Missing:
+        if self.kernels is None:
+            return Missing("")
+        if self.work.speculative:
+            return Missing("no tables of steps that check drafted tokens")
+        return self.kernels.table(self.layout, formats)
+
+    @property
+    def origin(self) -> Origin:
+        """Of the seconds."""
+        found = self._looked_up(self.steps.formats)
+        return (ROOFLINE, found.reason) if isinstance(found, Missing) else (MEASURED, "")
 
     @cached_property
     def sequences(self) -> int:
@@ -82,24 +119,29 @@ class Rollout:
     @cached_property
     def token_bytes(self) -> float:
         """Bytes of a device's cache for one token; latent caches are not split by tp."""
-        shape, parallel = self.layout.shape, self.layout.parallel
-        split = 1 if shape.kv_rank else min(parallel.tp, shape.kv_heads)
-        return shape.layers * self.layout.stage * shape.kv_width * self.layout.element / split
+        shape = self.layout.shape
+        cached = shape.attention_layers * shape.kv_width * self.layout.stage
+        return cached * self.steps.formats.cache / split_of(self.layout)
 
     @cached_property
     def sequence_tokens(self) -> float:
         """Cache that a sequence needs when many run: at the worst moment of a common start."""
         shared = self.work.group if self.layout.traits.paged else 1
         prompt = self.work.prompt_tokens / max(1, shared)
+        if self.layout.traits.reserves:
+            return prompt + float(self.ends[-1])
         together = float(np.max(self.rows * (prompt + self.ends)))
         return max(together, prompt + self.residual)
 
     @cached_property
     def capacity(self) -> float:
         """Bytes that the device leaves to the cache; negative where the weights do not fit."""
-        layout = self.layout
-        fixed = layout.held_weights * layout.element + layout.constants.process + self.kept
-        return CACHE_LIMIT * layout.hardware.memory - fixed
+        layout, memory = self.layout, self.layout.hardware.memory
+        fixed = self.steps.held_bytes + layout.constants.process + layout.traits.workspace
+        fixed += self.kept
+        if layout.traits.rest:
+            return layout.traits.rest * (memory - fixed)
+        return CACHE_LIMIT * memory - fixed
 
     @cached_property
     def slots(self) -> int:
@@ -122,109 +164,135 @@ class Rollout:
         longest = self.work.prompt_tokens + float(self.ends[-1])
         return max(self.slots * self.sequence_tokens, longest) * self.token_bytes
 
+    @cached_property
+    def waves(self) -> float:
+        """How often the places are taken: whole times by sequences of one length, which end
+        together; spread out by those of many."""
+        times = self.sequences / self.slots
+        spread = float(self.ends[-1] - self.ends[0]) / max(1.0, self.work.response.mean)
+        return times + (math.ceil(times) - times) * max(0.0, 1 - spread)
+
     def parts(self) -> Parts:
         """Seconds by cause of the chunk."""
-        return added(self._prefill(), self._decode())
-
-    def _prefill(self) -> Parts:
-        """All prompts, in calls of at most `PACKED_TOKENS`; logits of the last position only."""
-        layout, prompt, parallel = self.layout, self.work.prompt_tokens, self.layout.parallel
-        if not prompt:
-            return {}
-        tokens = self.prompts * prompt
-        batch = Packed(self.prompts, tokens, tokens * prompt, self.prompts)
-        calls = math.ceil(tokens / PACKED_TOKENS)
-        shape = layout.shape
-        flops = shape.forward_flops(batch.tokens, batch.squares, batch.outputs, layout.head)
-        flops += shape.image_flops(self.prompts)
-        read = calls * layout.replica_weights * layout.element / layout.bandwidth
-        parts = {"prefill": max(flops * layout.stage / parallel.tp / layout.flops, read)}
-        if parallel.tp > 1:
-            sent = tokens * shape.hidden * layout.element / calls
-            reduces = calls * shape.layers * layout.stage * 2
-            parts["tp communication"] = reduces * layout.hardware.tensor.all_reduce(sent)
-        launch = layout.launch_s(calls)
-        if layout.constants.overlap:
-            launch = max(0.0, launch - sum(parts.values()))
-        return parts | {"launch": launch}
-
-    def _decode(self) -> Parts:
-        """All steps: those at a full batch while others wait, then the drain of the last."""
-        total, slots = self.sequences, self.slots
-        if total <= slots:
-            return self._drain(total)
-        if not self.layout.traits.paged:
-            whole, rest = divmod(total, slots)
-            last = self._drain(rest) if rest else {}
-            return added(scaled(self._drain(slots), whole), last)
-        steps = np.asarray([(total - slots) * float(self.ends.mean()) / slots])
-        context = np.asarray([self.work.prompt_tokens + self.residual])
-        full = self._steps(steps, np.asarray([float(slots)]), context)
-        return added(full, self._drain(slots))
-
-    def _drain(self, count: int) -> Parts:
-        """Until the last of `count` sequences that start together has ended.
-
-        Of `count` sequences, some are alive with probability 1 - (1 - share) ** count; only then
-        is there a step, with the expected number that are.
-        """
-        begins = np.concatenate(([0.0], self.ends[:-1]))
-        some = 1 - (1 - self.alive) ** count
-        steps = (self.ends - begins) * some
-        batch = np.minimum(count, count * self.rows / some)
-        return self._steps(steps, batch, self.work.prompt_tokens + (self.ends + begins) / 2)
-
-    def _steps(self, steps: Array, batch: Array, context: Array) -> Parts:
-        """Seconds by cause of decode steps: how many, at which batch and which mean context.
-
-        With pp, `pp` micro-batches follow one another through the stages, so each stage reads its
-        weights `pp` times a step and the whole takes as long as one device with all layers would.
-        """
-        layout, parallel, shape = self.layout, self.layout.parallel, self.layout.shape
-        turns = parallel.pp
-        device = batch / turns
-        flops = 2.0 * (shape.active_matrices + shape.head_matrix(layout.head)) * device
-        flops = flops + shape.decode_attention_flops(1.0) * context * device
-        compute = flops * layout.stage / parallel.tp / layout.flops
-        moved = layout.traits.cache_touches * self.token_bytes * context
-        moved = moved + layout.traits.logit_bytes * shape.vocab / parallel.tp
-        read = self._weight_bytes(device) + moved * device
-        busy = turns * np.maximum(compute, read / layout.bandwidth)
-        talk = turns * self._talk(device)
-        launch = turns * layout.launch_s()
-        if layout.constants.overlap:
-            idle = np.maximum(0.0, launch - busy - talk)
-        else:
-            idle = np.full_like(busy, launch)
-        idle = idle + layout.traits.step_s + layout.traits.sequence_s * batch
-        parts = {"decode": float(np.dot(steps, busy)), "launch": float(np.dot(steps, idle))}
-        if parallel.devices > parallel.dp or parallel.ep > 1:
-            parts["tp communication"] = float(np.dot(steps, talk))
+        parts = self._refilled() if self.layout.traits.paged else self._batched()
+        if self.work.speculative:
+            drafted = self.work.speculative.tokens * self.work.speculative.cost
+            steps = sum(seconds for cause, seconds in parts.items() if cause != PREFILL)
+            parts["draft"] = drafted * steps
         return parts
 
-    def _weight_bytes(self, batch: Array) -> Array:
-        """Weights read in a step: of the experts those that any token of the batch chose."""
-        layout, shape, parallel = self.layout, self.layout.shape, self.layout.parallel
-        experts = shape.expert_matrices * layout.stage / parallel.ep / parallel.tp
-        others = layout.replica_weights - experts - shape.vision / parallel.tp
-        if not shape.tied:  # a row of the embedding for each sequence, not the matrix
-            others -= shape.vocab * shape.hidden / parallel.tp
-        chosen = np.zeros_like(batch)
-        if shape.experts:
-            missed = 1 - shape.experts_per_token / shape.experts
-            chosen = experts * (1 - missed ** (batch * parallel.ep))
-        return (others + chosen) * layout.element
+    def _refilled(self) -> Parts:
+        """Places are refilled until none waits, then the last batch drains.
 
-    def _talk(self, batch: Array) -> Array:
-        """Communication of one turn of a step through a stage."""
-        layout, shape, parallel = self.layout, self.layout.shape, self.layout.parallel
-        hidden = batch * shape.hidden * layout.element
-        talk = np.zeros_like(batch)
-        if parallel.tp > 1:
-            reduces = 2 * shape.layers * layout.stage
-            talk = talk + reduces * layout.hardware.tensor.all_reduce(hidden)
-        if parallel.ep > 1:
-            sent = hidden * shape.experts_per_token / parallel.tp
-            exchanges = 2 * shape.expert_layers * layout.stage
-            talk = talk + exchanges * layout.hardware.experts.all_to_all(sent)
-        return talk
+        The first column is a step at a full batch, the second the same with prompts along.
+        """
+        waves = self.waves
+        batch = self.sequences / waves
+        table = np.zeros((4, len(self.ends) + 3))
+        counts, load = table[0], Load(*table[1:])
+        counts[0] = (waves - 1) * self.work.response.mean
+        load.batch[:2] = batch
+        load.context[:2] = self._context(self.residual)
+        self._last(table[:, 2:], batch, waves)
+        load.tokens[1] = room = self._room(batch, waves)
+        counts /= self._kept
+        reads = self._unread(batch, waves) / room if room else 0.0
+        # Where reading prompts takes more steps than decoding does, sequences end before all
+        # places are full.
+        late = max(1.0, reads / max(1.0, float(counts.sum())))
+        counts *= late
+        table[1] /= late
+        seconds = self.steps.seconds(load)
+        more = seconds.total[1] - seconds.total[0]
+        talk = seconds.talk[1] - seconds.talk[0]
+        return self._summed(seconds, counts, reads * (more - talk), reads * talk)
+
+    def _batched(self) -> Parts:
+        """Batches that start and end together, one after another; prompts are read before.
+
+        The first column is a step that reads prompts.
+        """
+        whole, rest = divmod(self.sequences, self.slots)
+        size = len(self.ends) + 1
+        table = np.zeros((4, 1 + 2 * size))
+        counts, load = table[0], Load(*table[1:])
+        self._last(table[:, 1 : size + 1], self.slots, 1)
+        counts *= whole
+        unread = self._unread(self.slots, 1) * whole
+        if rest:
+            self._last(table[:, size + 1 :], rest, 1)
+            unread += self._unread(rest, 1)
+        calls = math.ceil(unread / self._room(0, 1)) if unread else 0
+        load.tokens[0] = unread / max(1, calls)
+        seconds = self.steps.seconds(load)
+        once = seconds.total[0] - seconds.talk[0]
+        once -= self.layout.host * self.layout.traits.step_s
+        counts /= self._kept
+        return self._summed(seconds, counts, calls * once, calls * seconds.talk[0])
+
+    def _summed(self, seconds: Seconds, counts: Array, prefill: float, talk: float) -> Parts:
+        parallel = self.layout.parallel
+        parts = {
+            PREFILL: float(prefill),
+            "decode": float(counts @ seconds.busy),
+            "launch": float(counts @ seconds.waits),
+        }
+        if parallel.devices > parallel.dp or parallel.ep > 1:
+            parts["tp communication"] = float(counts @ seconds.talk + talk)
+        return parts
+
+    def _context(self, response: float) -> float:
+        return self.work.prompt_tokens + response
+
+    @property
+    def _kept(self) -> float:
+        """Tokens of a sequence that a step yields."""
+        return self.work.speculative.kept if self.work.speculative else 1.0
+
+    def _room(self, batch: float, waves: float) -> float:
+        """Tokens of prompts in a step that reads some: of those that can start together.
+
+        An engine that cuts prompts fills the step with them; of whole prompts it takes those that
+        fit beside `batch` sequences.
+        """
+        room = self.tokens or self.layout.traits.tokens
+        prompt = self.work.prompt_tokens
+        if self.layout.traits.paged and not self.layout.traits.chunked and prompt:
+            room = max(1, (room - batch) // prompt) * prompt
+        return min(room, self.prompts * prompt / waves)
+
+    def _unread(self, batch: float, waves: float) -> float:
+        """Tokens to read before `batch * waves` sequences are decoded: prompts, and what those
+        had that were carried over."""
+        cut, left = self._cut(waves)
+        prompts = self.prompts if batch * waves >= self.sequences else batch * waves
+        return prompts * self.work.prompt_tokens + left * batch * self._context(cut)
+
+    def _cut(self, waves: float) -> tuple[float, float]:
+        """At which length the last of `waves` equal batches stops, and what share of it is left."""
+        left = min(1.0, (1 - self.work.finish) * waves)
+        ended = math.ceil((1 - left) * len(self.ends) - 1e-9)
+        if ended == len(self.ends):
+            return float(self.ends[-1]), 0.0
+        return float(self.ends[max(0, ended - 1)]), 1 - ended / len(self.ends)
+
+    def _last(self, table: Array, batch: float, waves: float) -> None:
+        """Fill in the steps of the last batch: counts, sequences, and how far back they look.
+
+        First what was carried over into it, at full places; then how it drains. Of `batch`
+        sequences, some are alive with probability 1 - (1 - share) ** batch; only then is there a
+        step, with the expected number that are.
+        """
+        cut, left = self._cut(waves)
+        counts, together, context, _tokens = table
+        ends = self.ends
+        if left:
+            over = np.maximum(0.0, ends - cut)
+            counts[0], together[0] = over.mean(), batch
+            context[0] = self._context(cut + counts[0] / left / 2)
+            ends = np.minimum(ends, cut)
+        counts[1], counts[2:] = ends[0], np.diff(ends)
+        some = 1 - (1 - self.alive) ** batch
+        context[1:] = self._context(0) + ends - counts[1:] / 2
+        counts[1:] *= some
+        np.minimum(batch, batch * self.rows / some, out=together[1:])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,17 @@ class ModelShape:
     towers: tuple[Tower, ...] = ()
     launches: ClassVar[float] = 1.0
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Shapes are keys of the scheduler's inner loop, and have many fields.
+
+        None, whose hash differs between processes, is left out: a pickled shape keeps its hash.
+        """
+        return hash(tuple(getattr(self, field.name) or 0 for field in fields(self)))
+
     @cached_property
     def attention_layers(self) -> int:
         """Layers with attention: those that have a key-value cache."""
@@ -155,6 +166,13 @@ class ModelShape:
     def shared_width(self) -> int:
         """Width of what every token visits beside the experts."""
         return self.shared_intermediate or self.shared_experts * self.expert_intermediate
+
+    @cached_property
+    def visited_width(self) -> int:
+        """Width of the feed-forward part that a token goes through in one layer, the widest."""
+        mixture = self.experts_per_token * self.expert_intermediate + self.shared_width
+        dense = self.feed_forward_layers > self.expert_layers
+        return max(mixture if self.experts else 0, self.intermediate if dense else 0)
 
     @cached_property
     def dense_matrices(self) -> int:
@@ -218,12 +236,22 @@ class ModelShape:
         """Tokens that one attends to in all attention layers together, windows kept."""
         if not self.windowed:
             return self.attention_layers * context
-        near = np.minimum(context, self.window)
+        near = cast("Count", np.minimum(context, self.window))
         return (self.attention_layers - self.windowed) * context + self.windowed * near
+
+    @cached_property
+    def pair_flops(self) -> float:
+        """Operations of one layer's attention for a token and one that it attends to."""
+        return 2.0 * (self.query_width + self.value_width)
+
+    @cached_property
+    def token_flops(self) -> float:
+        """Operations of the layers for one token, attention left out."""
+        return 2.0 * self.active_matrices + self.scan_flops
 
     def attention_flops(self, context: Count) -> Count:
         """Operations of all layers for one token that attends to `context` tokens."""
-        return 2.0 * (self.query_width + self.value_width) * self.reach(context)
+        return self.pair_flops * self.reach(context)
 
     def decode_attention_flops(self, context: Count) -> Count:
         """The same when decoding; latent attention then works on the cached latents."""
@@ -231,6 +259,11 @@ class ModelShape:
             return self.attention_flops(context)
         latent = self.heads * (2 * self.kv_rank + self.rope_head_dim)
         return 2.0 * latent * self.reach(context)
+
+    def step_flops(self, context: Count, head: str = "lm") -> Count:
+        """Operations of a decode step for one sequence of so many tokens."""
+        token = self.token_flops + 2.0 * self.head_matrix(head)
+        return token + self.decode_attention_flops(context)
 
     def cached(self, context: Count) -> Count:
         """Elements that a sequence keeps in all layers: keys, values and recurrent states."""
@@ -248,13 +281,13 @@ class ModelShape:
         Half of the square, and in windowed layers the band below the diagonal, where lengths that
         differ are taken at their mean over tokens.
         """
-        full = self.attention_layers - self.windowed
-        pairs = full * 0.5 * squares
-        if self.windowed and tokens:
-            length = squares / tokens
-            seen = min(self.window, length)
-            pairs += self.windowed * tokens * (seen - seen**2 / (2 * length))
-        return 2.0 * (self.query_width + self.value_width) * pairs
+        if not self.windowed or not tokens:
+            return self.pair_flops * self.attention_layers * 0.5 * squares
+        pairs = (self.attention_layers - self.windowed) * 0.5 * squares
+        length = squares / tokens
+        seen = min(self.window, length)
+        pairs += self.windowed * tokens * (seen - seen**2 / (2 * length))
+        return self.pair_flops * pairs
 
     def forward_flops(self, tokens: float, squares: float, outputs: float, head: str) -> float:
         """Operations of a forward pass; a multiplication and an addition are two.
@@ -267,9 +300,9 @@ class ModelShape:
 
         Source: Kaplan et al. 2020, appendix B, with the attention term halved.
         """
-        matrices = 2.0 * self.active_matrices * tokens + 2.0 * self.head_matrix(head) * outputs
-        return matrices + self.scan_flops * tokens + self.causal_flops(tokens, squares)
+        matrices = self.token_flops * tokens + 2.0 * self.head_matrix(head) * outputs
+        return matrices + self.causal_flops(tokens, squares)
 
     def image_flops(self, images: float) -> float:
         """Operations of the vision towers."""
-        return sum(tower.flops for tower in self.towers) * images
+        return sum(tower.flops for tower in self.towers) * images if self.towers else 0.0

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from rlinf_graph.compiler.explain.columns import (
     align,
     branches,
+    cost_from,
     devices_text,
-    origin,
+    legend_of,
     remark,
 )
 from rlinf_graph.compiler.explain.difference import lane_lines, verdict
@@ -18,7 +19,7 @@ from rlinf_graph.compiler.explain.paint import SWITCH, WEIGHTS, paint, symbols
 from rlinf_graph.compiler.explain.reasons import brief_names
 from rlinf_graph.compiler.explain.report import Lane, Report, Row
 from rlinf_graph.compiler.explain.steady import FOLD
-from rlinf_graph.compiler.explain.text import assumption_lines, profile_legend
+from rlinf_graph.compiler.explain.text import assumption_lines
 from rlinf_graph.compiler.explain.units import Clock, percent, rate
 
 UNEVEN = 1.5
@@ -30,6 +31,10 @@ WORTH = 0.05
 MOST_SLOW = 3
 OFF = 1.25
 """A node that takes this many times its estimate is shown in color."""
+
+
+OUTSIDE = "!"
+"""Behind the ratio of a node that was measured outside the interval of its estimate."""
 
 
 def render_analysis(report: Report, width: int = 100, color: bool = False) -> str:
@@ -83,11 +88,10 @@ def _head(report: Report, run: Run, clock: Clock, color: bool) -> Iterator[str]:
 
 
 def _table(report: Report, run: Run, clock: Clock, width: int, color: bool) -> Iterator[str]:
-    unit = clock.unit
-    head = ["#", "node", "devices", f"first..last {unit}", f"estimated {unit}", f"measured {unit}",
-            "ratio", "cost from"]  # fmt: skip
+    head = ["#", "node", "devices", f"first..last {clock.unit}", "estimated", "measured", "ratio",
+            "cost from"]  # fmt: skip
     cells = [head, *(_cells(report, row, run, clock) for row in report.rows)]
-    first, *lines = align(cells, left=(1, 2), shrink=1, width=width)
+    first, *lines = align(cells, left=(1, 2, 7), shrink=1, width=width)
     yield colored(first, BOLD, color)
     for row, line in zip(report.rows, lines, strict=True):
         yield colored(line, tone := _tone(row, run), color and bool(tone))
@@ -101,6 +105,7 @@ def _cells(report: Report, row: Row, run: Run, clock: Clock) -> list[str]:
     if found is not None:
         measured = clock.number(found.busy.median) + "*" * found.warming
         ratio = f"{found.ratio:.2f}" if found.ratio is not None else "-"
+        ratio += OUTSIDE * _outside(row)
         span = "boundary"
         if found.first_s is not None and found.last_s is not None:
             span = f"{clock.number(found.first_s)}..{clock.number(found.last_s)}"
@@ -109,7 +114,13 @@ def _cells(report: Report, row: Row, run: Run, clock: Clock) -> list[str]:
     elif row.folded:
         estimated, measured = "(<1%)", "-"
     return [str(row.number), name, devices_text(report, row), span, estimated, measured, ratio,
-            origin(row.origin)]  # fmt: skip
+            cost_from(row)]  # fmt: skip
+
+
+def _outside(row: Row) -> bool:
+    """Whether a row has been measured, and not within its interval."""
+    found = row.measured
+    return found is not None and found.inside is False and not found.warming
 
 
 def _tone(row: Row, run: Run) -> str:
@@ -125,16 +136,18 @@ def _below_table(report: Report, run: Run, clock: Clock, width: int) -> Iterator
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
     count = run.iterations - (run.warm_up_s is not None)
     legend = [
-        "estimated, measured: how long a device is busy with a node in an iteration",
+        f"estimated, measured: {clock.unit} of an iteration in which a device is busy with a node",
         f"measured: the median of {count:,}" if count > 1 else "measured: in one",
         *[f"in brackets: {run.period.span}"] * (count > 1),
         "first..last: measured, from beginning to end of a node's work for one iteration",
     ]
     if any(row.measured and row.measured.warming for row in report.rows):
         legend.append("*: ran in the first iteration only")
+    if any(map(_outside, report.rows)):
+        legend.append(f"{OUTSIDE}: off by more than ±")
     if any(row.measured is None for row in report.rows):
         legend.append("-: did not run")
-    yield from wrapped([*legend, *profile_legend(report)], width)
+    yield from wrapped([*legend, *legend_of(report)], width)
 
 
 def _uneven(found: Measured, run: Run, clock: Clock) -> str:

@@ -21,7 +21,7 @@ from rlinf_graph.compiler.explain.measured import (
     Run,
     SlowIteration,
 )
-from rlinf_graph.compiler.explain.measured_rows import measure_row
+from rlinf_graph.compiler.explain.measured_rows import measure_row, within
 from rlinf_graph.compiler.explain.recorded import Recorded
 from rlinf_graph.compiler.explain.report import Lane, Report, Row
 from rlinf_graph.compiler.explain.segment import Kind
@@ -69,6 +69,7 @@ def analyze(
         warm_up_s=recorded.lengths[0] if iterations > 1 else None,
         period=recorded.period,
         ratio=recorded.period.median / estimated.seconds if estimated.seconds else 0.0,
+        inside=bool(within(recorded.period.median, estimated.interval)),
         clock=clock,
         shown=(steady.iteration, steady.window[1] - steady.window[0]),
         lanes=_lanes(compiled, estimated, recorded, steady, memory or {}),

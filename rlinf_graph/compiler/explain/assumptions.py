@@ -8,9 +8,11 @@ from rlinf_graph.compiler.explain.report import Assumption
 from rlinf_graph.compiler.explain.steady import Steady
 from rlinf_graph.ir.graph import Node
 from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.work import Generate, HostWork, Lengths
 
 KNOWN = ("declared", "measured")
+MEASURED = ("profiled",)
 
 
 def assumptions_of(steady: Steady) -> tuple[Assumption, ...]:
@@ -27,10 +29,20 @@ def _of(steady: Steady, node: Node) -> Iterator[Assumption]:
             yield Assumption(
                 node.name, "host seconds a sample", seconds, seconds, None, work.origin
             )
+        case Operations() as work if work.gaps and steady.cost(node.name).origin not in MEASURED:
+            yield from _gaps(node, work)
         case _:
             pass
     if node.role is Role.SOURCE and node.volume:
         yield from _lengths(node, "tokens a sample", node.volume[0].lengths, None)
+
+
+def _gaps(node: Node, work: Operations) -> Iterator[Assumption]:
+    """What a trace could not see, and how to find out."""
+    for gap in work.gaps:
+        hidden, origin = float(gap.hidden), f"{gap}; `rlinf-graph profile` measures them"
+        total = float(work.launches + sum(g.hidden for g in work.gaps))
+        yield Assumption(node.name, "launches not captured", hidden, hidden, total, origin)
 
 
 def _lengths(

@@ -6,6 +6,7 @@ from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.explain.assumptions import assumptions_of
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck, unfolded
+from rlinf_graph.compiler.explain.intervals import iteration_width
 from rlinf_graph.compiler.explain.rejected import (
     given_of,
     layout_text,
@@ -30,13 +31,14 @@ def explain(compiled: Compiled) -> Report:
     """
     steady = steady_state(compiled)
     graph, plan, found = compiled.graph, compiled.plan, compiled.found
-    rows = table(steady)
+    rows, bottleneck = table(steady), find_bottleneck(steady)
     return Report(
         pipeline=graph.name,
         cluster=compiled.cluster.summary(),
         mode=plan.mode,
         layout=layout_text(plan.placement),
         seconds=steady.seconds,
+        width=iteration_width(steady, bottleneck),
         samples=samples_of(graph),
         staleness=staleness_of(graph, plan),
         stream=_stream(graph, plan),
@@ -46,7 +48,7 @@ def explain(compiled: Compiled) -> Report:
         carried=carried(steady, rows),
         window_s=steady.window[1] - steady.window[0],
         lanes=unfolded(steady),
-        bottleneck=find_bottleneck(steady),
+        bottleneck=bottleneck,
         assumptions=assumptions_of(steady),
         rejected=rejected_plans(steady, found) if found else (),
         search=summary(found) if found else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlinf_graph.compiler.explain.report import Memory, Report, Row
-from rlinf_graph.compiler.explain.units import Clock, gigabytes
+from rlinf_graph.compiler.explain.units import Clock, gigabytes, off
 
 PER = {"gpu": "GPU", "cpu": "core", "device": "device"}
 GAP = "  "
@@ -16,16 +16,23 @@ LONGEST = 13
 """Characters of a list of devices, before their number stands for it."""
 
 
+ORIGINS = {
+    "roofline": "closed form, its constants fitted elsewhere",
+    "traced": "closed form, operation by operation",
+    "kernel": "from measured times of the engine's kernels",
+}
+"""Of figures that nobody declared and no profile has."""
+
 BARRIER = " ━"
 """Behind the name of a node that waits for the whole batch."""
 
 
 def table_lines(report: Report, clock: Clock, width: int) -> list[str]:
     """Head and one line for each row."""
-    head = ["#", "node", "devices", "parallel", f"first..last {clock.unit}", f"busy {clock.unit}",
+    head = ["#", "node", "devices", "parallel", "first..last", f"busy {clock.unit}",
             f"GB/{per_device(report)}", "cost from"]  # fmt: skip
     cells = [head, *(_cells(report, row, clock) for row in report.rows)]
-    return align(cells, left=(1, 2, 3), shrink=1, width=width)
+    return align(cells, left=(1, 2, 3, 7), shrink=1, width=width)
 
 
 def align(
@@ -59,7 +66,7 @@ def _cells(report: Report, row: Row, clock: Clock) -> list[str]:
     memory = _memory(row.memory)
     devices = devices_text(report, row)
     return [str(row.number), name, devices, row.parallel, span, busy, memory,
-            origin(row.origin)]  # fmt: skip
+            cost_from(row)]  # fmt: skip
 
 
 def devices_text(report: Report, row: Row) -> str:
@@ -75,7 +82,23 @@ def per_device(report: Report) -> str:
 
 def origin(text: str) -> str:
     """One word for where a figure comes from."""
-    return "assumed" if text == "declared default" else text
+    return {"declared default": "assumed", "measured kernel": "kernel"}.get(text, text)
+
+
+def cost_from(row: Row) -> str:
+    """Where a row's seconds come from, and how far off they may be."""
+    return origin(row.origin) if row.width is None else f"{origin(row.origin)} {off(row.width)}"
+
+
+def legend_of(report: Report) -> list[str]:
+    """What the column `cost from` means, as far as it occurs."""
+    known = {origin(row.origin) for row in report.rows}
+    legend = [f"{word}: {text}" for word, text in ORIGINS.items() if word in known]
+    if report.profile:
+        legend.append(f"profiled: {report.profile}")
+    if any(row.width is not None for row in report.rows):
+        legend.append("±: four in five such costs are off by less")
+    return legend
 
 
 def remark(row: Row) -> str:

@@ -34,6 +34,8 @@ def verdict(report: Report, run: Run, clock: Clock, width: int) -> Iterator[str]
         mean = run.period.mean - report.seconds
         if abs(mean - more) >= NEAR * report.seconds:
             text += f", in the mean by {_signed(mean, clock)}"
+        where = "within" if run.inside else "outside"
+        text += f", {where} its 80% interval ({clock.between(report.interval)})"
     changes = [
         (change, f"{_name(part)} {_signed(change, clock)}")
         for part in lane.parts

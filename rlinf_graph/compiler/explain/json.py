@@ -13,8 +13,10 @@ DIGITS = 9
 
 
 def render_json(report: Report) -> str:
-    """Seconds, bytes and counts under the names of `report.Report`."""
+    """Seconds, bytes, counts and intervals under the names of `report.Report`."""
     data = {"format": FORMAT, **asdict(report), "samples_per_s": report.samples_per_s}
+    data["interval"] = report.interval
+    data["rows"] = [{**asdict(row), "interval": row.interval} for row in report.rows]
     return json.dumps(_rounded(data), indent=1, ensure_ascii=False) + "\n"
 
 

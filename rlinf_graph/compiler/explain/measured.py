@@ -50,6 +50,7 @@ class Measured:
         busy: seconds of an iteration as in `Times`, the mean of all ranks.
         ratio: median measured by estimated; None where nothing was estimated.
         ran: in how many of the iterations it counts.
+        inside: whether the median lies within the estimate's 80 % interval; None where it has none.
         warming: whether it only ran in the first iteration, which counts for nothing else.
         slowest: only where a rank takes much longer than the others.
     """
@@ -59,6 +60,7 @@ class Measured:
     busy: Spread
     ratio: float | None
     ran: int
+    inside: bool | None = None
     warming: bool = False
     slowest: SlowRank | None = None
 
@@ -152,6 +154,7 @@ class Run:
         warm_up_s: seconds of the first iteration; None where it is the only one, and counts.
         period: seconds of an iteration, from end to end.
         ratio: its median by the estimate.
+        inside: whether the median lies within the estimate's 80 % interval.
         clock: `own`: each rank has a clock that only runs while it works or waits for others.
         shown: the iteration of `lanes` that is drawn, and its seconds.
         lanes: devices.
@@ -164,6 +167,7 @@ class Run:
     warm_up_s: float | None
     period: Spread
     ratio: float
+    inside: bool
     clock: Clock
     shown: tuple[int, float]
     lanes: tuple[MeasuredLane, ...]

@@ -62,9 +62,15 @@ def _measured(row: Row, done: dict[int, list[Ranks]], recorded: Recorded) -> Mea
         busy=busy,
         ratio=busy.median / expected if expected > 0 else None,
         ran=len(chosen),
+        inside=within(busy.median, row.interval) if expected > 0 else None,
         warming=recorded.iterations > 1 and not counted,
         slowest=_slowest(row, [done[i][0] for i in counted]) if counted else None,
     )
+
+
+def within(seconds: float, interval: tuple[float, float] | None) -> bool | None:
+    """Whether a measurement lies within an interval; None where there is none."""
+    return None if interval is None else interval[0] <= seconds <= interval[1]
 
 
 def _every(row: Row) -> int:

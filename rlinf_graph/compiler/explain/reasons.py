@@ -17,10 +17,13 @@ from rlinf_graph.compiler.explain.report import (
     Row,
     SearchSummary,
 )
-from rlinf_graph.compiler.explain.units import Clock, gigabytes, percent, small
+from rlinf_graph.compiler.explain.units import Clock, gigabytes, off, percent, small
 
 SAME = 5e-4
 """Plans nearer than this are as fast as each other."""
+
+TIE = " tie"
+"""Behind the difference of plans that cannot be told apart."""
 
 FOLLOWS = 0.1
 """The next resource is named when it is at least this share of the first."""
@@ -162,6 +165,8 @@ def assumption_text(made: Assumption) -> str:
     """Figure and origin."""
     if made.quantity == "host seconds a sample":
         figure = f"{small(made.mean)} of a core a sample"
+    elif made.quantity == "launches not captured":
+        figure = f"{made.mean:,.0f} of {made.limit or made.mean:,.0f} {made.quantity}"
     elif made.longest == made.mean:
         figure = f"{made.mean:,.0f} {made.quantity}"
     else:
@@ -189,6 +194,13 @@ def search_text(search: SearchSummary) -> str:
     if search.proved:
         return f"(optimal in the modelled space: {rest})"
     return f"(at most {100 * search.gap:.2g}% above the optimum of the modelled space: {rest})"
+
+
+def tie_text(report: Report) -> str:
+    """What a tie is, what decided, and what would tell the plans apart."""
+    width = max((other.width or 0.0 for other in report.rejected if other.tie), default=0.0)
+    more = "runs of both tell" if report.profile else "`rlinf-graph profile` tells more"
+    return f"tie: nearer than estimates can tell ({off(width)}), so the least decides; {more}"
 
 
 def warnings(report: Report) -> list[str]:

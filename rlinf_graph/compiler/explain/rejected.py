@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from rlinf_graph.compiler.explain.bottleneck import find_bottleneck
+from rlinf_graph.compiler.explain.intervals import compared_width, tied
 from rlinf_graph.compiler.explain.report import Given, Margin, Rejected, SearchSummary
 from rlinf_graph.compiler.explain.rows import staleness_of
 from rlinf_graph.compiler.explain.steady import Steady
@@ -16,7 +17,8 @@ from rlinf_graph.ir.plan import Leaf, Placement, Split, devices_of, mode_of
 
 def rejected_plans(steady: Steady, found: Found) -> tuple[Rejected, ...]:
     """Slower kinds of plan, best first, then what does not fit."""
-    slower = [_slower(steady, other) for other in found.families]
+    own = compared_width(steady, find_bottleneck(steady))
+    slower = [_slower(steady, other, own) for other in found.families]
     return (*slower, *(_infeasible(short) for short in found.infeasible))
 
 
@@ -57,18 +59,22 @@ def layout_text(placement: Placement) -> str:
     return " then ".join(text for text, _same in groupby(texts))
 
 
-def _slower(steady: Steady, other: Simulated) -> Rejected:
+def _slower(steady: Steady, other: Simulated, own: float) -> Rejected:
     theirs = Steady(
         steady.graph, steady.cluster, other.plan, steady.costs,
         other.events, other.iterations, other.seconds,
     )  # fmt: skip
+    bottleneck = find_bottleneck(theirs)
+    width = max(own, compared_width(theirs, bottleneck))
     return Rejected(
         mode=other.plan.mode,
         staleness=max((s.staleness for s in staleness_of(steady.graph, other.plan)), default=0),
         layout=layout_text(other.plan.placement),
         seconds=other.seconds,
         bound=other.candidate.bound,
-        bottleneck=find_bottleneck(theirs),
+        bottleneck=bottleneck,
+        width=width,
+        tie=tied(steady.seconds, other.seconds, width),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rlinf_graph.compiler.cost.uncertainty import interval
 from rlinf_graph.compiler.explain.measured import Measured, Run
 from rlinf_graph.compiler.explain.segment import Kind, Segment
 
@@ -91,6 +92,7 @@ class Row:
         chunks, micro_batch, optimizer_steps, recompute, offloaded: of its settings.
         folded: a host node of less than a hundredth of the iteration.
         origin: where its seconds come from.
+        width: half the width of their 80 % interval, as a logarithm; None where nobody can tell.
         steps, expected: of a loop: at most, and on average.
         groups: of a loop's samples, which are in different steps at the same time.
         barrier: whether it waits for the whole batch.
@@ -107,6 +109,7 @@ class Row:
     estimate: Times
     memory: Memory | None
     origin: str
+    width: float | None = None
     every: int = 1
     engine: str = ""
     chunks: int = 1
@@ -120,6 +123,11 @@ class Row:
     groups: int = 1
     barrier: bool = False
     measured: Measured | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of the 80 % interval of its busy seconds."""
+        return None if self.width is None else interval(self.estimate.busy_s, self.width)
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,8 @@ class Assumption:
 
     Attributes:
         node: whose.
-        quantity: `response tokens`, `tokens a sample` or `host seconds a sample`.
+        quantity: `response tokens`, `tokens a sample`, `host seconds a sample` or
+            `launches not captured`, of at most `limit` in a call.
         mean, longest: the figure.
         limit: the most it can be, where there is such a thing.
         origin: where it comes from.
@@ -237,6 +246,9 @@ class Rejected:
         bound: seconds that no schedule of that plan can beat.
         bottleneck: of that plan.
         reason: why nothing fits.
+        width: of the 80 % interval of the ratio of its seconds to those of the chosen plan, as in
+            `Row`.
+        tie: whether the two cannot be told apart.
     """
 
     mode: str
@@ -246,6 +258,8 @@ class Rejected:
     bound: float | None = None
     bottleneck: Bottleneck | None = None
     reason: str = ""
+    width: float | None = None
+    tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -293,6 +307,7 @@ class Report:
 
     Attributes:
         seconds: of an iteration, when things have settled.
+        width: half the width of their 80 % interval, as a logarithm.
         samples: that an iteration trains on; all that flow where nothing is trained.
         window_s: seconds of the iteration that `lanes` show; other than `seconds` only where
             iterations differ.
@@ -308,6 +323,7 @@ class Report:
     mode: str
     layout: str
     seconds: float
+    width: float
     samples: int
     staleness: tuple[Staleness, ...]
     stream: Stream | None
@@ -330,3 +346,8 @@ class Report:
     def samples_per_s(self) -> float:
         """Samples trained on in a second."""
         return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of the 80 % interval of `seconds`."""
+        return interval(self.seconds, self.width)

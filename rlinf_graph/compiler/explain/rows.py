@@ -155,7 +155,8 @@ def node_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
         parallel=str(settings.parallel),
         estimate=_times(steady, node),
         memory=memory_of(steady, node.name),
-        origin=steady.cost(node.name).origin,
+        origin=(cost := steady.cost(node.name)).origin,
+        width=cost.width or None,
         every=cadence(steady.graph, node),
         engine=settings.engine,
         chunks=settings.chunks,
@@ -176,9 +177,9 @@ def sync_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
     plan = steady.plan.syncs.get(node.name, SyncPlan())
     busy = sum(event.seconds for name in names for event in deliveries(steady, name, port))
     method = plan.method
-    origin = steady.costs.sync(
-        model, steady.plan.devices(trainer), steady.plan.devices(names[0]) if names else (), method
-    )[1] if names else "-"  # fmt: skip
+    source = steady.plan.devices(trainer)
+    target = steady.plan.devices(names[0]) if names else source
+    cost = steady.costs.sync(model, source, target, method)
     return Row(
         number=number,
         name=sync_label(node),
@@ -189,7 +190,8 @@ def sync_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
         parallel=method,
         estimate=Times(None, None, busy, (("weights", busy),)),
         memory=None,
-        origin=origin,
+        origin=cost.origin if names else "-",
+        width=(cost.width or None) if names else None,
         every=node.option("every"),
     )
 
@@ -246,7 +248,7 @@ def _before(steady: Steady, a: str, b: str) -> bool:
 
 
 def _host_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row:
-    processes = steady.plan.host.get(node.name, 1)
+    cost = steady.cost(node.name)
     return Row(
         number=number,
         name=node.name,
@@ -254,10 +256,11 @@ def _host_row(steady: Steady, node: Node, number: int, parent: int | None) -> Ro
         takes=(),
         devices=steady.host,
         count=0,
-        parallel=f"× {processes}",
+        parallel=f"× {steady.plan.host.get(node.name, 1)}",
         estimate=_times(steady, node),
         memory=None,
-        origin=steady.costs.host(node, processes, steady.cluster.groups[0]).origin,
+        origin=cost.origin,
+        width=cost.width or None,
         every=cadence(steady.graph, node),
         folded=steady.cheap(node),
     )

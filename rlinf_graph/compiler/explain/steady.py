@@ -104,8 +104,11 @@ class Steady:
         return f"{kinds.pop() if len(kinds) == 1 else 'device'} {show_devices(devices)}"
 
     def cost(self, name: str) -> NodeCost:
-        """What a device node costs."""
+        """What a node costs."""
         node = self.graph.node(name)
+        if is_host(node):
+            processes = self.plan.host.get(name, 1)
+            return self.costs.host(node, processes, self.cluster.groups[0])
         return self.costs.node(node, self.plan.devices(name), self.plan.settings(name))
 
     @cached_property

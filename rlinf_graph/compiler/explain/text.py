@@ -6,16 +6,18 @@ import textwrap
 from collections.abc import Iterator
 from math import inf
 
-from rlinf_graph.compiler.explain.columns import align, per_device, table_lines
+from rlinf_graph.compiler.explain.columns import align, legend_of, per_device, table_lines
 from rlinf_graph.compiler.explain.lines import BOLD, RED, YELLOW, colored, paragraph, wrapped
 from rlinf_graph.compiler.explain.paint import SWITCH, WEIGHTS, paint, symbols
 from rlinf_graph.compiler.explain.reasons import (
     SAME,
+    TIE,
     Words,
     assumption_text,
     brief_names,
     engines_text,
     search_text,
+    tie_text,
     warnings,
 )
 from rlinf_graph.compiler.explain.report import Lane, Rejected, Report
@@ -54,7 +56,7 @@ def _head(report: Report, clock: Clock, color: bool) -> Iterator[str]:
     ]
     title = [
         report.pipeline,
-        f"{clock.text(report.seconds)} per iteration",
+        f"{clock.text(report.seconds)} per iteration (80%: {clock.between(report.interval)})",
         f"{rate(report.samples_per_s)} samples/s",
         *_distinct(lags),
     ]
@@ -110,12 +112,7 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
     legend = ["first..last: from beginning to end of a node's work for one iteration"]
     legend += ["← n: takes from row n, too"] * any(row.takes for row in report.rows)
     legend += ["━: waits for the whole batch"] * any(row.barrier for row in report.rows)
-    yield from wrapped([*legend, *profile_legend(report)], width)
-
-
-def profile_legend(report: Report) -> list[str]:
-    """Where profiled rows come from."""
-    return [f"profiled: {report.profile}"] if report.profile else []
+    yield from wrapped([*legend, *legend_of(report)], width)
 
 
 def _timeline(report: Report, words: Words, width: int) -> Iterator[str]:
@@ -177,6 +174,8 @@ def _rejected(report: Report, words: Words, width: int) -> Iterator[str]:
     if shown := list(_worth_telling(report)):
         head = ["rejected (best simulated of each kind)", words.clock.unit, "vs best", "why"]
         cells = [head, *(_alternative(report, other, words) for other in shown)]
+        if ties := any(TIE in row[2] for row in cells):
+            cells = [head, *([*row[:2], _aligned(row[2]), row[3]] for row in cells[1:])]
         *_, last = zip(*cells, strict=True)
         first = align([row[:3] for row in cells], left=(0,), shrink=0, width=width)
         margin = max(len(line) for line in first) + 3
@@ -184,8 +183,15 @@ def _rejected(report: Report, words: Words, width: int) -> Iterator[str]:
             wrapped = textwrap.wrap(text, max(24, width - margin)) or [""]
             yield (line[1:] if text == "why" else line).ljust(margin) + wrapped[0]
             yield from (" " * margin + more for more in wrapped[1:])
+        if ties:
+            yield from paragraph(" ", tie_text(report), width, indent=2)
     if report.search:
         yield from paragraph(" ", search_text(report.search), width, indent=2)
+
+
+def _aligned(difference: str) -> str:
+    """The sign of a tie stands behind the column, not in it."""
+    return difference if difference.endswith(TIE) else difference + " " * len(TIE)
 
 
 def _worth_telling(report: Report) -> Iterator[Rejected]:
@@ -211,5 +217,5 @@ def _alternative(report: Report, other: Rejected, words: Words) -> list[str]:
     if other.seconds is None:
         return [name, "-", "-", reason]
     more = other.seconds / report.seconds - 1
-    shown = "same" if abs(more) < SAME else f"{100 * more:+.1f}%"
+    shown = "same" if abs(more) < SAME else f"{100 * more:+.1f}%" + TIE * other.tie
     return [name, words.clock.number(other.seconds), shown, reason]

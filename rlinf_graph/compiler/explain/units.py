@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -30,6 +31,10 @@ class Clock:
             return f"<{least:.{self.decimals}f}"
         return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
+    def between(self, interval: tuple[float, float]) -> str:
+        """The ends of an interval with three digits at least, without the unit."""
+        return " to ".join(rate(seconds * self.scale) for seconds in interval)
+
     def text(self, seconds: float) -> str:
         """With the unit."""
         return f"{self.number(seconds)} {self.unit}"
@@ -55,6 +60,12 @@ def rate(figure: float) -> str:
     """Three digits at least, no exponent."""
     decimals = 0 if figure >= 100 else 1 if figure >= 10 else 2
     return f"{figure:,.{decimals}f}" if figure >= 0.995 else f"{figure:.3g}"
+
+
+def off(width: float) -> str:
+    """By how much a figure may be off upwards, from half the width of its interval."""
+    share = round(100 * math.expm1(width))
+    return f"±{share:,}%" if share else "±<1%"
 
 
 def percent(share: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rlinf_graph.dsl.model import SMALL
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.work import Generate
 
 Axes = Mapping[str, tuple[str, ...]]
@@ -24,7 +25,8 @@ class Able:
         samples: whether it generates text.
         passes: whether it makes forward passes and trains.
         small: whether it knows small networks.
-        axes: `dp`, `tp`, `pp`, `cp`, `ep`, `fsdp`.
+        axes: `dp`, `tp`, `pp`, `cp`, `ep`, `fsdp`; `optimizer` where data-parallel ranks always
+            share the optimizer's states.
     """
 
     name: str
@@ -37,9 +39,12 @@ class Able:
 
 ENGINES = (
     Able("vllm", ("gpu",), True, False, False, ("dp", "tp", "pp", "ep")),
-    Able("megatron", ("gpu",), False, True, False, ("dp", "tp", "pp", "cp", "ep")),
+    Able("megatron", ("gpu",), False, True, False, ("dp", "tp", "pp", "cp", "ep", "optimizer")),
     Able("torch", ("gpu", "cpu"), True, True, True, ("dp", "fsdp")),
 )
+
+_OWN_CODE = Able("torch", ("gpu", "cpu"), False, True, False, ("dp",))
+"""A module of the user's: the node's own function runs it, once on each device."""
 
 
 def engines_of(graph: Graph, node: Node, kind: str, allowed: Axes | None) -> list[Able]:
@@ -51,7 +56,11 @@ def engines_of(graph: Graph, node: Node, kind: str, allowed: Axes | None) -> lis
         kind: `gpu` or `cpu`.
         allowed: engines that are there, with their axes; None where any may be planned with.
     """
-    model = next(m for m in graph.models if m.name == node.model)
+    if isinstance(node.work, Operations):
+        return [_OWN_CODE] if allowed is None or "torch" in allowed else []
+    model = next((m for m in graph.models if m.name == node.model), None)
+    if model is None:
+        return []
     generates = isinstance(node.work, Generate)
     chosen = dict(model.engines).get("train" if node.role is Role.TRAIN else "rollout", "")
     small = model.path.startswith(SMALL)

@@ -173,9 +173,8 @@ class Items:
             places = [self._place(span, source, target) for span in (source, target)]
             copied = set(places[1]) <= set(places[0])
             method = "copy" if copied else "broadcast"
-            self._syncs[model, source, target] = self.costs.sync(
-                model, places[0], places[1], method
-            )[0]
+            cost = self.costs.sync(model, places[0], places[1], method)
+            self._syncs[model, source, target] = cost.seconds
         return self._syncs[model, source, target]
 
     def _least_sync(self, item: int, ways: list[list[Way]]) -> float:

@@ -15,7 +15,8 @@ from rlinf_graph.compiler.schedule.memory import usable
 from rlinf_graph.compiler.schedule.pins import FREE, Pin
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.graph import Graph, Node
-from rlinf_graph.ir.node_type import Role
+from rlinf_graph.ir.node_type import Role, Unit
+from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Generate
 
@@ -160,9 +161,7 @@ class Layouts:
         minibatch = node.option("minibatch") or self.samples(node)
         on_cpu = group.device.kind == "cpu"
         for parallel in self._parallels(node, group, able, _divisors(minibatch)):
-            for shard in ("none", "fsdp") if "fsdp" in able.axes else ("none",):
-                if shard == "fsdp" and (parallel.dp == 1 or on_cpu):
-                    continue
+            for shard in self._shards(node, able, parallel.dp if not on_cpu else 1):
                 spread = parallel.model_copy(update={"shard": shard})
                 for micro_batch in self._micro_batches(node, minibatch // parallel.dp):
                     for recompute in (False,) if on_cpu else (False, True):
@@ -172,6 +171,18 @@ class Layouts:
                             micro_batch=micro_batch,
                             recompute=recompute,
                         )
+
+    def _shards(self, node: Node, able: Able, ranks: int) -> tuple[str, ...]:
+        """What data-parallel ranks share.
+
+        Where they can share the optimizer's states, to hold all of them is always worse, and is
+        planned only if it is pinned.
+        """
+        if ranks == 1:
+            return ("none",)
+        if "optimizer" in able.axes and self.pins.get(node.name, FREE).shard != "none":
+            return ("optimizer",)
+        return ("none", "fsdp") if "fsdp" in able.axes else ("none",)
 
     def _streaming(
         self, node: Node, group: NodeGroup, able: Able, chunks: int
@@ -201,6 +212,12 @@ class Layouts:
         self, node: Node, group: NodeGroup, able: Able, ranks: Sequence[int]
     ) -> Iterator[Parallel]:
         """Degrees of the axes of an engine, tensor ranks within a machine."""
+        if isinstance(node.work, Operations):
+            alone = node.unit is Unit.BATCH  # one device sees the whole batch
+            for dp in (1,) if alone else ranks:
+                if dp <= group.size:
+                    yield Parallel(dp=dp)
+            return
         shape, pin = self.costs.shapes[node.model or ""], self.pins.get(node.name, FREE)
         long = node.role is not Role.EVALUATE and _longest(node) >= LONG
         machine = group.domain

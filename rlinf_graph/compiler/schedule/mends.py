@@ -18,7 +18,10 @@ from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.work import Generate
 
 FACTORS = (2, 4, 8)
-"""Larger clusters that are tried; response limits are divided by these."""
+"""By which response limits are divided."""
+
+LARGER = (2, 4, 8, 16, 32, 64)
+"""By which the number of machines is multiplied."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _shorter_answers(case: Case, short: Shortage) -> Iterator[tuple[str, Case]]:
 
 def _larger(case: Case) -> Iterator[tuple[str, Case]]:
     """More of the same machines."""
-    for factor in FACTORS:
+    for factor in LARGER:
         groups = tuple(replace(g, nodes=g.nodes * factor) for g in case.cluster.groups)
         larger = replace(case.cluster, groups=groups)
         yield larger.summary(), replace(case, cluster=larger)

@@ -114,3 +114,39 @@ def test_the_longest_micro_batch_is_counted_on() -> None:
     assert peak_tokens(1, SHORT) == 2000
     assert peak_tokens(100, Lengths.fixed(50, "declared")) == 5000
     assert 1000 * SHORT.mean < peak_tokens(1000, SHORT) < 1.1 * 1000 * SHORT.mean
+
+
+def test_data_ranks_share_the_optimizers_states_alone(case) -> None:
+    """ZeRO-1, as Megatron's distributed optimizer: 6 bytes of a weight stay whole."""
+    shared = {"model": "Qwen/Qwen2.5-32B", "dp": 8, "micro_batch": 1}
+    whole, spread = (
+        dict(case(TRAIN, shard=shard, **shared).cost().resident) for shard in ("none", "optimizer")
+    )
+    assert spread["weights"] == whole["weights"]
+    assert spread["gradients"] == whole["gradients"]
+    assert spread["optimizer and master"] == whole["optimizer and master"] / 8
+
+
+def test_a_sharded_pipeline_keeps_its_stage_gathered_and_its_gradients_whole(case) -> None:
+    """FSDP2 with pipeline stages: two bytes of each weight of the stage, and four of gradients."""
+    shared = {"model": "Qwen/Qwen2.5-32B", "dp": 4, "shard": "fsdp", "micro_batch": 1}
+    made = case(TRAIN, cluster="16xH100", pp=4, recompute=True, **shared).cost()
+    stage = dict(made.resident)["weights"] / 2 * 4
+    assert dict(made.working)["buffers"] == pytest.approx(6 * stage, rel=0.15)
+
+
+def test_logits_stand_beside_the_layers_only_when_the_loss_is_the_worse_moment(case) -> None:
+    """A deep pipeline's first stage keeps more than its last one, which has the logits."""
+    shared = {"model": "Qwen/Qwen2.5-32B", "engine": "megatron", "micro_batch": 1}
+    alone = case(TRAIN, dp=8, shard="fsdp", recompute=True, **shared).cost()
+    deep = case(TRAIN, pp=8, recompute=False, **shared).cost()
+    assert dict(alone.working)["logits"] > dict(alone.working)["activations"]
+    assert "logits" not in dict(deep.working)
+
+
+def test_tokens_of_a_call_have_a_limit_where_the_plan_gives_one(case) -> None:
+    shared = {"model": "Qwen/Qwen2.5-0.5B", "engine": "megatron", "micro_batch": 8}
+    free, limited = (case(TRAIN, micro_tokens=most, **shared).cost() for most in (None, 2048))
+    tokens = peak_tokens(8, SHORT)
+    ratio = dict(limited.working)["logits"] / dict(free.working)["logits"]
+    assert ratio == pytest.approx(2048 / tokens)

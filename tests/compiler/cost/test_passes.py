@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rlinf_graph.compiler.cost.constants import CONSTANTS
 from rlinf_graph.compiler.cost.execution import PLAIN, Execution
 from rlinf_graph.compiler.cost.fitted import parameters
+from rlinf_graph.compiler.cost.iteration_constants import ALONE
 from rlinf_graph.compiler.cost.layout import Layout, hardware_of
 from rlinf_graph.compiler.cost.lookup import known_models
 from rlinf_graph.compiler.cost.packed import Packed
@@ -182,7 +183,9 @@ def test_one_device_is_the_plain_formula(samples: int, length: float, cluster: s
     moved = 32 * 2 * (5 * 4096 + 2 * (4096 + 2048) + 5 * 4096 + 3 * 14336) + 10 * 128256
     seconds = (3 * products + 3.5 * attention) / (peak * power)
     seconds += 3 * known.traffic * tokens * moved / (known.bandwidth * device.memory_bandwidth)
-    found = pass_parts(layout_of(DENSE, cluster=cluster), batch_of(samples, length), TRAINING, 0.0)
+    layout = layout_of(DENSE, cluster=cluster)
+    alone = replace(layout, constants=replace(layout.constants, iteration=ALONE))
+    found = pass_parts(alone, batch_of(samples, length), TRAINING, 0.0)
     assert set(found) == {"forward and backward", "launch"}
     assert found["forward and backward"] == pytest.approx(seconds)
     assert found["launch"] == pytest.approx(max(0.0, 3 * 32 * 400e-6 - seconds))

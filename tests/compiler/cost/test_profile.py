@@ -163,8 +163,8 @@ def test_what_was_measured_says_so(graph: Graph, cluster: Cluster, profile: Prof
     assert {costs.node(graph.node(n), (0,), settings).origin for n in names} == {"profiled"}
     assert costs.host(graph.node("verify"), 2, group).origin == "profiled"
     assert costs.host(graph.node("group_advantages"), 2, group).origin != "profiled"
-    assert costs.sync("policy", (0,), (0,), "copy")[1] == "profiled"
-    assert costs.sync("policy", (0,), (1,), "broadcast")[1] == "roofline"
+    assert costs.sync("policy", (0,), (0,), "copy").origin == "profiled"
+    assert costs.sync("policy", (0,), (1,), "broadcast").origin == "roofline"
 
 
 def test_a_profile_holds_at_other_sizes_and_not_for_other_models(

@@ -66,11 +66,12 @@ def test_adapters_of_a_rank() -> None:
 def test_methods_of_the_cost_model() -> None:
     costs = CostModel(Graph("g", (), (ModelDef("m", "Qwen/Qwen2.5-7B"),)), load_cluster("16xH100"))
 
-    def seconds(method: str, **more: float) -> float:
-        return costs.sync("m", range(8), range(8, 16), method, **more)[0]  # pyright: ignore
-
-    assert seconds("adapter", rank=16) < seconds("delta", changed=0.05) < seconds("broadcast")
-    assert seconds("copy") < seconds("broadcast")
+    places = ("m", range(8), range(8, 16))
+    adapter = costs.sync(*places, "adapter", rank=16).seconds
+    delta = costs.sync(*places, "delta", changed=0.05).seconds
+    broadcast, copy = (costs.sync(*places, method).seconds for method in ("broadcast", "copy"))
+    assert adapter < delta < broadcast
+    assert copy < broadcast
 
 
 def test_waking_an_engine_is_part_of_switching_to_it(case) -> None:
@@ -79,5 +80,5 @@ def test_waking_an_engine_is_part_of_switching_to_it(case) -> None:
     work = Generate(64, 100, Lengths.fixed(100, "declared"))
     made = case(work, engine="vllm").cost()
     wake = CONSTANTS["gpu"].iteration.wake_s
-    moved = sum(size for _, size in made.resident) / (CONSTANTS["gpu"].host_link * 64e9)
+    moved = sum(size for _, size in made.resident) / (CONSTANTS["gpu"].iteration.host_link * 64e9)
     assert made.load_s + made.offload_s == pytest.approx(wake + 2 * moved, rel=1e-3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,13 +10,15 @@ import pytest
 from rlinf_graph import rl
 from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.compiler.cost import CostModel, NodeCost
+from rlinf_graph.compiler.cost.constants import CONSTANTS, Constants
+from rlinf_graph.compiler.cost.uncertainty import Widths
 from rlinf_graph.compiler.explain import Report, explain
 from rlinf_graph.compiler.passes import run_passes
 from rlinf_graph.compiler.schedule.search import Search
 from rlinf_graph.ir.cluster import Cluster, DeviceType, Link, NodeGroup
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.plan import NodePlan, Plan
-from rlinf_graph.ir.work import Train
+from rlinf_graph.ir.work import Generate, Train
 
 policy = rl.Model("Qwen/Qwen2.5-7B-Instruct")
 reference = policy.frozen()
@@ -27,21 +29,37 @@ LINK = Link(bandwidth=100e9, latency=1e-5)
 @dataclass(frozen=True)
 class Figures:
     """Device seconds of an iteration; gigabytes of a device that stay, and while it runs;
-    seconds to load or to offload what stays."""
+    seconds to load or to offload what stays; where they come from, and how far off they may be:
+    that of closed forms where nothing is said."""
 
     seconds: float
     keeps: float = 10.0
     works: float = 10.0
     switch: float = 1.0
+    origin: str = "roofline"
+    width: float = 0.0
+
+
+def round_constants(widths: Widths) -> dict[str, Constants]:
+    """The usual constants, other than in how far estimates may be off."""
+    return {kind: replace(constants, widths=widths) for kind, constants in CONSTANTS.items()}
+
+
+WIDTHS = Widths(sampling=0.4, passes=0.2, sync=0.5, iteration=0.25, compared=0.1)
 
 
 class RoundCosts(CostModel):
     """Work is spread evenly over devices; switching and weights take the same everywhere."""
 
     def __init__(
-        self, graph: Graph, cluster: Cluster, figures: dict[str, Figures], scale: float
+        self,
+        graph: Graph,
+        cluster: Cluster,
+        figures: dict[str, Figures],
+        scale: float,
+        widths: Widths = WIDTHS,
     ) -> None:
-        super().__init__(graph, cluster)
+        super().__init__(graph, cluster, constants=round_constants(widths))
         self.figures, self.scale = figures, scale
 
     def within(
@@ -56,13 +74,16 @@ class RoundCosts(CostModel):
     ) -> NodeCost:
         own = self.figures[node.name]
         shards = settings.parallel.dp if settings.parallel.shard == "fsdp" else 1
-        switch = own.switch * self.scale
+        sampled = isinstance(node.work, Generate)
+        switch, widths = own.switch * self.scale, self.constants_of(devices).widths
         return NodeCost(
             seconds=own.seconds / len(devices),
             resident=(("weights", own.keeps / shards * 1e9),),
             working=(("activations", own.works * 1e9),),
             load_s=switch,
             offload_s=switch,
+            origin=own.origin,
+            width=own.width or (widths.sampling if sampled else widths.passes),
         )
 
     def accumulate_seconds(
@@ -79,8 +100,9 @@ class RoundCosts(CostModel):
 
     def sync(
         self, model: str, source: Sequence[int], target: Sequence[int], method: str
-    ) -> tuple[float, str]:
-        return (2.0 if method == "broadcast" else 1.0) * self.scale, "roofline"
+    ) -> NodeCost:
+        seconds = (2.0 if method == "broadcast" else 1.0) * self.scale
+        return NodeCost(seconds, width=self.constants_of(target).widths.sync)
 
 
 def right(answer: str, truth: str) -> float:
@@ -162,12 +184,14 @@ class Bench:
         figures: dict[str, Figures],
         plan: Plan | None = None,
         scale: float = 1.0,
+        widths: Widths = WIDTHS,
+        pins: Mapping[str, str] | None = None,
     ) -> Compiled:
         checked = run_passes(graph)
-        costs = RoundCosts(checked, cluster, figures, scale)
+        costs = RoundCosts(checked, cluster, figures, scale, widths)
         if plan is not None:
             return Compiled(checked, cluster, plan, costs)
-        found = Search(checked, cluster, costs).run()
+        found = Search(checked, cluster, costs, pins=pins or {}).run()
         return Compiled(checked, cluster, found.best.plan, costs, found)
 
     def report(self, *args: object, **kwargs: object) -> Report:

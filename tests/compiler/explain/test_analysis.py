@@ -18,6 +18,7 @@ from rlinf_graph.ir.interpreter import Interpreter
 from rlinf_graph.ir.plan import Leaf, NodePlan, Parallel, PipelineRef, Plan, Split, SyncPlan, Turn
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.timeline import Event
+from tests.compiler.explain.conftest import WIDTHS
 
 Slower = Callable[[str, Position], float]
 ITERATIONS = 8
@@ -198,6 +199,26 @@ def test_json_has_the_measured_beside_the_estimated(compiled):
     assert train["measured"]["slowest"]["rank"] == 2
     assert train["measured"]["ratio"] == pytest.approx(1.2)
     assert data["run"]["period"]["median"] > data["seconds"]
+
+
+@pytest.mark.parametrize(("passes", "outside"), [(0.15, {"train policy"}), (0.2, set())])
+def test_what_lies_outside_its_interval_is_marked(
+    bench, build_grpo, grpo_figures, make_cluster, passes, outside
+):
+    """Training takes 1.2 times the estimate, and so does the rollout."""
+    graph, widths = build_grpo(), replace(WIDTHS, passes=passes)
+    plan = plan_of(graph, staleness=1)
+    ready = bench.compiled(graph, make_cluster(8), grpo_figures, plan=plan, widths=widths)
+    report = analyze(ready, events_of(ready, troubled), ITERATIONS)
+    assert {r.name for r in report.rows if r.measured and r.measured.inside is False} == outside | {
+        "evaluate policy"  # it only ran in the first iteration
+    }
+    assert report.run.inside == (
+        report.interval[0] <= report.run.period.median <= report.interval[1]
+    )
+    text = render_analysis(report)
+    assert ("1.20!" in text, "!: off by more than ±" in text) == (bool(outside), bool(outside))
+    assert "within its 80% interval" in text
 
 
 @pytest.mark.parametrize("width", [100, 140])
