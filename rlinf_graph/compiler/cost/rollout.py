@@ -218,10 +218,9 @@ class Rollout:
         counts, load = table[0], Load(*table[1:])
         self._last(table[:, 1 : size + 1], self.slots, 1)
         counts *= whole
-        unread = self._unread(self.slots, 1) * whole
         if rest:
             self._last(table[:, size + 1 :], rest, 1)
-            unread += self._unread(rest, 1)
+        unread = self._unread(self.slots, 1, self.sequences / self.slots)
         calls = math.ceil(unread / self._room(0, 1)) if unread else 0
         load.tokens[0] = unread / max(1, calls)
         seconds = self.steps.seconds(load)
@@ -261,12 +260,11 @@ class Rollout:
             room = max(1, (room - batch) // prompt) * prompt
         return min(room, self.prompts * prompt / waves)
 
-    def _unread(self, batch: float, waves: float) -> float:
-        """Tokens to read before `batch * waves` sequences are decoded: prompts, and what those
-        had that were carried over."""
+    def _unread(self, batch: float, waves: float, times: float = 1.0) -> float:
+        """Tokens to read: all prompts, and what those had that were carried over into the last
+        batch, or into each of `times` batches."""
         cut, left = self._cut(waves)
-        prompts = self.prompts if batch * waves >= self.sequences else batch * waves
-        return prompts * self.work.prompt_tokens + left * batch * self._context(cut)
+        return self.prompts * self.work.prompt_tokens + left * batch * times * self._context(cut)
 
     def _cut(self, waves: float) -> tuple[float, float]:
         """At which length the last of `waves` equal batches stops, and what share of it is left."""

@@ -113,6 +113,19 @@ def test_what_is_carried_over_is_decoded_and_its_tokens_are_read_again(case) -> 
     assert per_token == pytest.approx(full / (256 * 1000), rel=0.5)
 
 
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+def test_the_prompts_of_a_group_are_read_once_however_often_places_are_refilled(
+    case, engine: str
+) -> None:
+    """37 responses for each of 11 prompts in 3 places: no number of batches comes out even."""
+
+    def prefill(group: int) -> float:
+        work = Generate(407, 8000, Lengths.fixed(50, "declared"), group)
+        return dict(case(work, engine=engine, micro_batch=3).cost().parts)["prefill"]
+
+    assert prefill(37) < 0.05 * prefill(1)
+
+
 def test_responses_of_one_length_end_together(case) -> None:
     """One response more than there are places takes as long as a second batch would."""
     fitting, over = (
