@@ -141,18 +141,6 @@ class Layout:
         return SIZES[self.dtype]
 
     @cached_property
-    def flops(self) -> float:
-        """Operations a second that are reached."""
-        figures = dict(self.hardware.flops)
-        peak = figures.get(self.dtype, figures["float32"])
-        return peak * self.constants.passes.matmul
-
-    @cached_property
-    def bandwidth(self) -> float:
-        """Bytes a second of memory that are reached."""
-        return self.hardware.memory_bandwidth * self.constants.decoding.bandwidth
-
-    @cached_property
     def host(self) -> float:
         """Host time on this machine, by that on x86."""
         return self.constants.decoding.grace if self.hardware.grace else 1.0

@@ -24,7 +24,7 @@ float32, several times."""
 SCANNED = 16
 """Elements moved for a value of a recurrent layer: what goes into and out of the scan, its gate and
 norm, and the float32 state that is written and read every 128 tokens (Dao and Gu 2024, section 6).
-"""
+A count by hand, and doubled once published runs of hybrids were seen."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _experts(shape: ModelShape, execution: Execution) -> int:
     """Each visited expert: sorting, activation, biases; and what every token visits.
 
     A fused activation is written by the first product. Products of experts do not add their biases:
-    both outputs are read and written once more, the second in float32 (Megatron Core, its layer of
-    grouped products).
+    both outputs are read and written once more, the second in float32. That is an assumption about
+    Megatron Core, made for GPT-OSS, the only such model among the published rows.
     """
     inner = shape.latent or shape.hidden
     activated = (1 if execution.fused_experts else shape.factors) * shape.expert_intermediate
