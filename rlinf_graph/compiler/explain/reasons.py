@@ -112,6 +112,8 @@ class Words:
             said.append(f"offloaded between turns (load and offload {moved})")
         if row.memory is not None and (taken := row.estimate.part("weights")):
             said.append(f"takes over the weights in training ({self.clock.text(taken)})")
+        if row.fallback:
+            said.append(f"not by measured kernels: {row.fallback}")
         return ", ".join(said)
 
     def _short(self, found: Bottleneck) -> str:

@@ -96,6 +96,7 @@ class Row:
         steps, expected: of a loop: at most, and on average.
         groups: of a loop's samples, which are in different steps at the same time.
         barrier: whether it waits for the whole batch.
+        fallback: why measured kernels that were asked for have no figure.
         measured: what it took in a run; None before one.
     """
 
@@ -122,6 +123,7 @@ class Row:
     expected: float | None = None
     groups: int = 1
     barrier: bool = False
+    fallback: str = ""
     measured: Measured | None = None
 
     @property

@@ -156,6 +156,7 @@ def node_row(steady: Steady, node: Node, number: int, parent: int | None) -> Row
         estimate=_times(steady, node),
         memory=memory_of(steady, node.name),
         origin=(cost := steady.cost(node.name)).origin,
+        fallback=cost.fallback,
         width=cost.width or None,
         every=cadence(steady.graph, node),
         engine=settings.engine,
