@@ -145,7 +145,11 @@ def scatter(results: Results, path: Path) -> None:
         for model, (color, marker) in shown.items()
     ]
     figure.legend(
-        handles=names, loc="outside lower center", ncols=min(3, len(names)), fontsize=8, frameon=False
+        handles=names,
+        loc="outside lower center",
+        ncols=min(3, len(names)),
+        fontsize=8,
+        frameon=False,
     )
     _save(figure, path)
 
