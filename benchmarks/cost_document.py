@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ TITLES = {
 }
 COLORS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#9c6b4e", "#a463f2", "#ff8ab7", "#6e7681")
 MARKERS = "o^s"
+WORD = re.compile(r"[A-Za-z][\w-]+")
+WEAKEST = 6
+"""Groups of a kind in the table of the weakest."""
+
 EDGE = 1.5
 """Relative error beyond which a point of the plot is drawn at its edge."""
 
@@ -50,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "summary": summary(results),
         "constants": constants(results),
         "models": by_model(results),
+        "weakest": weakest(results),
+        "left out": left_out(results),
         "pairs": pairs(results),
     }.items():
         page = section(page, name, lines)
@@ -98,13 +104,47 @@ def constants(results: Results) -> list[str]:
 
 def by_model(results: Results) -> list[str]:
     """Errors of each kind and model that was left out."""
-    lines = ["| kind | model | rows | median error | largest |", "|---|---|---|---|---|"]
+    lines = ["| kind | model | rows | median error | largest | tau |", "|---|---|---|---|---|---|"]
     for kind, made in results.items():
+        taus = made["leave_one_model_out"]["tau"]
         for model, found in sorted(_by_model(made).items()):
             off = [abs(one["error"]) for one in found]
+            tau = f"{taus[model]:.2f}" if model in taus else ""
             lines.append(
-                f"| {TITLES[kind]} | {model} | {len(off)} | {np.median(off):.1%} | {max(off):.1%} |"
+                f"| {TITLES[kind]} | {model} | {len(off)} | {np.median(off):.1%} | {max(off):.1%} "
+                f"| {tau} |"
             )
+    return lines
+
+
+def weakest(results: Results) -> list[str]:
+    """The groups of rows of each kind that are furthest off."""
+    lines = ["| kind | model | rows of | rows | median | furthest |", "|---|---|---|---|---|---|"]
+    for kind, made in results.items():
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for one in _predictions(made):
+            words = [word for word in WORD.findall(one["what"]) if len(word) > 3 or word.isupper()]
+            groups[one["model"], " ".join(words)].append(one)
+        found = sorted(groups.items(), key=lambda pair: -abs(_median(pair[1])))
+        for (model, words), rows in found[:WEAKEST]:
+            furthest = max(rows, key=lambda one: abs(one["error"]))
+            lines.append(
+                f"| {TITLES[kind]} | {model} | {words} | {len(rows)} | {_median(rows):+.0%} "
+                f"| {furthest['error']:+.0%}, `{furthest['row']}` |"
+            )
+    return lines
+
+
+def _median(rows: Sequence[Results]) -> float:
+    return float(np.median([one["error"] for one in rows]))
+
+
+def left_out(results: Results) -> list[str]:
+    """Rows that are not predicted, by reason."""
+    lines = ["| kind | reason | rows |", "|---|---|---|"]
+    for kind, made in results.items():
+        for reason, count in Counter(out["reason"] for out in made["left_out"]).most_common():
+            lines.append(f"| {TITLES[kind]} | {reason} | {count} |")
     return lines
 
 
@@ -114,8 +154,7 @@ def pairs(results: Results) -> list[str]:
         "| synchronous | asynchronous | measured | predicted | call |",
         "|---|---|---|---|---|",
     ]
-    made = results["rl_steps"]["leave_one_model_out"]["pairs"]
-    for one in made["pairs"] if made else ():
+    for one in results["rl_steps"]["leave_one_model_out"]["pairs"]["pairs"]:
         lines.append(
             f"| {one['synchronous']} | {one['asynchronous']} | {one['measured']:.2f} "
             f"| {one['predicted']:.2f} | {one['call']} |"
