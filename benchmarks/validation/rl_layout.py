@@ -87,10 +87,7 @@ def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: int) -> 
     """Everything about a row that the cost model has to know."""
     assumed: list[str] = []
     mean = row.number("avg_len") or 0.0
-    limit = row.number("max_len") or _number(recipe, "max_len") or 0.0
-    if limit <= prompt:
-        limit = prompt + 2 * mean
-        assumed.append("limit of twice the mean length")
+    limit = _limit(row, recipe, prompt, mean, assumed)
     devices, depth = row.whole("n_gpus"), _depth(row)
     sampler, trainer = _sides(row, recipe, devices, depth, assumed)
     samples, group = _samples(row, recipe, prompt + mean, assumed)
@@ -125,6 +122,15 @@ def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: int) -> 
         dtypes=_formats(row),
         assumed=tuple(assumed),
     )
+
+
+def _limit(row: Row, recipe: Row | None, prompt: int, mean: float, assumed: list[str]) -> float:
+    """Tokens of prompt and response at most; a limit that no response fits in is none."""
+    limit = row.number("max_len") or _number(recipe, "max_len") or 0.0
+    if limit > prompt:
+        return limit
+    assumed.append("limit of twice the mean length")
+    return prompt + 2 * mean
 
 
 def _of(recipe: Row | None, column: str) -> Any:
