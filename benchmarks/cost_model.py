@@ -44,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results[kind.name] = judge(kind, rows)
             print("\n".join(text(kind, results[kind.name])))
     if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        given.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def judge(kind: Kind, rows: Sequence[Row]) -> dict[str, Any]:
     """Everything the JSON says of a kind."""
     cases, left_out = kind.cases(rows)
-    constants = fit(kind.predict, cases, kind.shipped) if parameters(kind.shipped) else kind.shipped
-    shipped = with_intervals(predict_all(kind.predict, cases, kind.shipped))
-    held_out = leave_one_model_out(kind.predict, cases, kind.shipped)
+    known = cases if rows == kind.rows() else kind.cases(kind.rows())[0]
+    constants = fit(kind.predict, cases, kind.shipped) if cases else kind.shipped
+    shipped = with_intervals(predict_all(kind.predict, cases, kind.shipped), kind.width)
+    held_out = leave_one_model_out(kind.predict, cases, kind.shipped, known)
+    held_out = with_intervals(held_out, kind.width)
     return {
         **summary(shipped),
         "rows": len(cases),
@@ -99,6 +101,9 @@ def text(kind: Kind, result: dict[str, Any]) -> list[str]:
             f"possible {made['low']:g} to {made['high']:g}): {made['meaning']}"
         )
     for name, figures in (("shipped", result), ("leave one model out", held_out)):
+        if not figures["rows"]:
+            lines.append(f"{name}: no rows")
+            continue
         lines.append(
             f"{name}: {figures['rows']} rows, median error {figures['median_error']:.1%}, "
             f"90th percentile {figures['p90_error']:.1%}, within 80 % intervals "

@@ -9,6 +9,7 @@ format, and how the tool chooses the batch and the tokens of a step.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,13 +20,12 @@ from rlinf_graph.compiler.cost.layout import Hardware, Layout, hardware_of
 from rlinf_graph.compiler.cost.rollout import PREFILL, Rollout
 from rlinf_graph.compiler.cost.served import FORMATS, Formats
 from rlinf_graph.compiler.cost.shapes import ModelShape
-from rlinf_graph.ir.cluster_file import load_cluster
-from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Generate, Lengths
+from validation.devices import cluster_of, device_named
 from validation.fitting import Case
 from validation.kind import Kind
-from validation.rows import LeftOut, Row, canonical, shape_named
+from validation.rows import LeftOut, Row, canonical, shape_named, without_shape
 
 REQUESTS = {
     (128, 128): 30_000,
@@ -53,7 +53,16 @@ MOST, MOST_TOKENS, LEAST_TOKENS = 4096, 32_768, 2048
 DEFAULT, DEFAULT_TOKENS = 2048, 8192
 """The same where the tool has no rule for a number format, as for MXFP4."""
 
-PRECISIONS = {"BF16": "bfloat16", "FP8": "float8", "FP4": "nvfp4"}
+PRECISIONS = {
+    "BF16": "bfloat16",
+    "FP16": "bfloat16",
+    "FP8": "float8",
+    "FP4": "nvfp4",
+    "NVFP4": "nvfp4",
+}
+"""Number formats by what tables print; float16 is as fast as bfloat16."""
+
+LAYOUT = re.compile(r"(DEP|TP|PP|EP|DP)\s*[=:]?\s*(\d+)")
 GRAPHS = "hybrid_nanov3"
 """Of Megatron's test cases those that replay graphs (server/model_args: --cuda-graph-impl)."""
 
@@ -103,8 +112,10 @@ def _case(row: Row) -> Case:
     shape, measured = shape_named(row.text("model")), row.number("out_tok_s")
     prompt, response = row.number("isl"), row.number("osl")
     if shape is None:
-        raise ValueError(f"the shape of {row.text('model')} is not known")
-    if not (measured and prompt and response):
+        raise ValueError(without_shape(row.text("model")))
+    if not measured:
+        measured = (row.number("out_tok_s_per_gpu") or 0.0) * row.whole("n_gpus")
+    if not (measured > 0 and prompt and response):
         raise ValueError("no throughput, or no lengths")
     parallel, assumed = _parallel(row, shape)
     served, more = _served(row, shape, parallel, (prompt, response))
@@ -160,32 +171,40 @@ def _tuned(layout: Layout, work: Generate, formats: Formats) -> tuple[Layout, in
 
 
 def _hardware(device: str, parallel: Parallel) -> Hardware:
-    count = parallel.devices
-    try:
-        cluster = load_cluster(f"{count}x{device}")
-    except CompileError:
-        raise ValueError(f"{device} is not in the catalogue") from None
-    return hardware_of(cluster, range(count), parallel)
+    if device_named(device) is None:
+        raise ValueError(f"unknown device {device}" if device else "no device type")
+    return hardware_of(cluster_of(device, parallel.devices), range(parallel.devices), parallel)
 
 
 def _parallel(row: Row, shape: ModelShape) -> tuple[Parallel, tuple[str, ...]]:
     """From texts such as TP4, DEP8 (attention by data ranks, experts spread), TP1 EP8."""
     devices = row.whole("n_gpus")
-    layout = row.text("layout").split()
-    degrees = {name.rstrip("0123456789"): int(name.lstrip("DEPT")) for name in layout}
+    degrees = {name: int(n) for name, n in LAYOUT.findall(row.text("layout").upper())}
     if "DEP" in degrees:
         return Parallel(dp=degrees["DEP"], ep=degrees["DEP"]), ()
-    if not layout or "EP" in degrees:
-        spread = devices if shape.experts else 1
-        return Parallel(dp=devices, ep=degrees.get("EP", spread)), (
-            () if layout else (f"{devices} data ranks assumed",)
-        )
+    if not degrees:
+        return _assumed(row, shape, devices)
+    if "EP" in degrees:
+        return Parallel(dp=devices, ep=degrees["EP"]), ()
     if "DP" in degrees:
         return Parallel(dp=degrees["DP"]), ()
     if shape.experts and degrees.get("TP", 1) > 1:
         why = "attention by data ranks, as the document's command for mixtures has it"
         return Parallel(dp=degrees["TP"], ep=degrees["TP"]), (why,)
     return Parallel(tp=degrees.get("TP", 1), pp=degrees.get("PP", 1)), ()
+
+
+def _assumed(row: Row, shape: ModelShape, devices: int) -> tuple[Parallel, tuple[str, ...]]:
+    """Data ranks, over which experts are spread; of a dense model as many as its weights let."""
+    tp = 1
+    if not shape.experts:
+        most = _hardware(row.text("gpu"), Parallel()).memory / 2
+        fits = (n for n in (1, 2, 4, 8) if 2 * shape.parameters() / n <= most)
+        tp = math.gcd(devices, next(fits, 8))
+    dp = devices // tp
+    if tp == 1:
+        return Parallel(dp=dp, ep=dp if shape.experts else 1), (f"{dp} data ranks assumed",)
+    return Parallel(tp=tp, dp=dp), (f"tp {tp} assumed, the least that leaves half of the memory",)
 
 
 def _formats(row: Row, shape: ModelShape) -> Formats:
@@ -195,12 +214,12 @@ def _formats(row: Row, shape: ModelShape) -> Formats:
     hf_quant_config.json of NVIDIA's DeepSeek checkpoints, whose attention stays in bfloat16 but
     for the output projection in 4 bits: 1.1 bytes a weight and the speed of 8 bits in between.
     """
-    if "MXFP4" in row.text("notes"):
+    if "MXFP4" in row.text("notes") + row.text("precision").upper():
         native = dict(_hardware(row.text("gpu"), Parallel()).flops).get("float4")
         if native:
             return replace(FORMATS["mxfp4"], cache=1, cache_product="float8")
         return FORMATS["mxfp4"]
-    name = PRECISIONS.get(row.text("precision"))
+    name = PRECISIONS.get(row.text("precision").upper() or "BF16")
     if name is None:
         raise ValueError(f"number format {row.text('precision')} is not known")
     if shape.kv_rank and name == "nvfp4":
@@ -212,6 +231,8 @@ KIND = Kind(
     name="decode",
     unit="tokens/s",
     shipped=CONSTANTS["gpu"].decoding,
+    width=CONSTANTS["gpu"].widths.sampling,
+    file="published_decode.csv",
     cases=cases,
     predict=predict,
 )

@@ -8,29 +8,22 @@ from itertools import combinations
 
 import numpy as np
 
-from validation.fitting import Prediction, half_width
+from validation.fitting import FEWEST, Prediction, half_width
 
 APART = 0.15
 """Measured values that differ by less are of one size: published tables move by that much."""
 
-FEWEST = 5
-"""Rows of a model from which on their order is judged."""
+
+def error_at(predictions: Sequence[Prediction], share: float) -> float | None:
+    """A quantile of the absolute relative errors; None without predictions."""
+    errors = [abs(p.error) for p in predictions]
+    return float(np.quantile(errors, share)) if errors else None
 
 
-def median_error(predictions: Sequence[Prediction]) -> float:
-    """Of the absolute relative errors."""
-    return float(np.median([abs(p.error) for p in predictions]))
-
-
-def p90_error(predictions: Sequence[Prediction]) -> float:
-    """90th percentile of the absolute relative errors."""
-    return float(np.quantile([abs(p.error) for p in predictions], 0.9))
-
-
-def coverage(predictions: Sequence[Prediction]) -> float:
-    """Share of the measured values that lie within their intervals."""
+def coverage(predictions: Sequence[Prediction]) -> float | None:
+    """Share of the measured values that lie within their intervals; None without any."""
     inside = [p.interval[0] <= p.case.measured <= p.interval[1] for p in predictions]
-    return float(np.mean(inside))
+    return float(np.mean(inside)) if inside else None
 
 
 def tau(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -54,9 +47,9 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, object]:
     """All of them, as they stand in the JSON."""
     return {
         "rows": len(predictions),
-        "median_error": median_error(predictions),
-        "p90_error": p90_error(predictions),
+        "median_error": error_at(predictions, 0.5),
+        "p90_error": error_at(predictions, 0.9),
         "coverage_80": coverage(predictions),
-        "half_width": half_width(predictions),
+        "half_width": half_width(predictions) if predictions else None,
         "tau": tau(predictions),
     }

@@ -20,6 +20,9 @@ Array = NDArray[np.float64]
 SOFT = 0.15
 """Logarithmic error from which on a row pulls a fit by its size, no longer by its square."""
 
+FEWEST = 5
+"""Rows from which on their order is judged, and the width of others' intervals."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -109,24 +112,42 @@ def _at(start: Any, units: Array) -> Any:
     return with_values(start, [parameter.at(unit) for parameter, unit in known])
 
 
-def leave_one_model_out(predict: Predict, cases: Sequence[Case], start: Any) -> list[Prediction]:
-    """Each model predicted with constants that its rows had no part in, in the order of cases."""
+def leave_one_model_out(
+    predict: Predict, cases: Sequence[Case], start: Any, known: Sequence[Case]
+) -> list[Prediction]:
+    """Each model predicted with constants that its rows had no part in, in the order of cases.
+
+    Args:
+        predict: of the kind.
+        cases: to be predicted.
+        start: the shipped constants.
+        known: the cases that those were fitted to. A model that is not among them needs no new
+            fit; for others the constants are fitted to the other models of `known` and `cases`.
+    """
+    given = [dict(case.row.fields) for case in cases]
+    fitted_to = [*cases, *(case for case in known if dict(case.row.fields) not in given)]
+    seen = {case.model for case in known}
     said: dict[int, Prediction] = {}
     for model in sorted({case.model for case in cases}):
-        others = [case for case in cases if case.model != model]
-        constants = fit(predict, others, start) if others else start
+        others = [case for case in fitted_to if case.model != model]
+        constants = fit(predict, others, start) if others and model in seen else start
         for index, case in enumerate(cases):
             if case.model == model:
                 said[index] = Prediction(case, predict(case, constants))
-    return with_intervals([said[index] for index in range(len(cases))])
+    return [said[index] for index in range(len(cases))]
 
 
-def with_intervals(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """80 % intervals from how far off the predictions of all *other* models were."""
-    models = {one.case.model for one in predictions}
-    widths = {
-        model: half_width([p for p in predictions if p.case.model != model]) for model in models
-    }
+def with_intervals(predictions: Sequence[Prediction], shipped: float) -> list[Prediction]:
+    """80 % intervals from how far off the predictions of all *other* models were.
+
+    Args:
+        predictions: of a kind.
+        shipped: half the width, as a logarithm, where there are fewer than `FEWEST` of those.
+    """
+    widths: dict[str, float] = {}
+    for model in {one.case.model for one in predictions}:
+        others = [p for p in predictions if p.case.model != model]
+        widths[model] = half_width(others) if len(others) >= FEWEST else shipped
     return [
         replace(one, interval=interval(one.predicted, widths[one.case.model]))
         for one in predictions
@@ -134,7 +155,7 @@ def with_intervals(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def half_width(predictions: Sequence[Prediction]) -> float:
-    """Half the width of an 80 % interval, as a logarithm; infinity without predictions.
+    """Half the width of an 80 % interval, as a logarithm, from one prediction at least.
 
     That of a normal distribution whose mean absolute error is the mean of the models', each by the
     square root of its rows: errors of one model have much in common, but not everything.
@@ -142,8 +163,6 @@ def half_width(predictions: Sequence[Prediction]) -> float:
     by_model: dict[str, list[float]] = defaultdict(list)
     for one in predictions:
         by_model[one.case.model].append(abs(one.off))
-    if not by_model:
-        return float("inf")
     means = [np.mean(errors) for errors in by_model.values()]
     weights = [len(errors) ** 0.5 for errors in by_model.values()]
     return NORMAL_80 * math.sqrt(math.pi / 2) * float(np.average(means, weights=weights))

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlinf_graph.compiler.cost.layout import refusal
 from rlinf_graph.compiler.cost.shapes import ModelShape
 from rlinf_graph.ir.plan import NodePlan, Parallel
+from rlinf_graph.ir.work import Forward, Generate, Lengths
 from validation.chosen import Iteration
 from validation.devices import cluster_of, device_named
 from validation.rows import Row, canonical, plain
@@ -66,7 +68,7 @@ def recipe_of(row: Row, recipes: Sequence[Row]) -> Row | None:
         and recipe.text("tag").startswith(f"v{version[1]}")
         and _same_model(recipe, canonical(row.text("model")))
         and recipe.whole("nodes") * recipe.whole("gpus_per_node") == devices
-        and (recipe.text("async_") == "True") == ("async" in row.text("mode"))
+        and (recipe.text("async_") == "True") == _asynchronous(row)
         and recipe.whole("gpus_per_node") == machine
         and row.number("max_len") in (None, recipe.number("max_len"))
     ]
@@ -85,10 +87,7 @@ def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: int) -> 
     """Everything about a row that the cost model has to know."""
     assumed: list[str] = []
     mean = row.number("avg_len") or 0.0
-    limit = row.number("max_len") or _of(recipe, "max_len") or 0.0
-    if not limit:
-        limit = prompt + 2 * mean
-        assumed.append("limit of twice the mean length")
+    limit = _limit(row, recipe, prompt, mean, assumed)
     devices, depth = row.whole("n_gpus"), _depth(row)
     sampler, trainer = _sides(row, recipe, devices, depth, assumed)
     samples, group = _samples(row, recipe, prompt + mean, assumed)
@@ -115,14 +114,23 @@ def setting_of(row: Row, recipe: Row | None, shape: ModelShape, prompt: int) -> 
         limit=limit,
         optimizer_steps=steps,
         passes=2 if _of(recipe, "ref_kl") not in ("0.0", "0") else 1,
-        sampler=sampler,
-        trainer=trainer,
+        sampler=sampler[: generation.parallel.devices],
+        trainer=trainer[: training.parallel.devices],
         generation=generation,
         training=training.model_copy(update={"micro_batch": max(1, round(together))}),
         depth=depth,
         dtypes=_formats(row),
         assumed=tuple(assumed),
     )
+
+
+def _limit(row: Row, recipe: Row | None, prompt: int, mean: float, assumed: list[str]) -> float:
+    """Tokens of prompt and response at most; a limit that no response fits in is none."""
+    limit = row.number("max_len") or _number(recipe, "max_len") or 0.0
+    if limit > prompt:
+        return limit
+    assumed.append("limit of twice the mean length")
+    return prompt + 2 * mean
 
 
 def _of(recipe: Row | None, column: str) -> Any:
@@ -134,9 +142,18 @@ def _of(recipe: Row | None, column: str) -> Any:
     )
 
 
+def _number(recipe: Row | None, column: str) -> float | None:
+    """A recipe's number; None without a recipe, or where it has none."""
+    return recipe.number(column) if recipe is not None else None
+
+
+def _asynchronous(row: Row) -> bool:
+    return "async" in row.text("mode").lower()
+
+
 def _depth(row: Row) -> int:
     """Iterations that samples may be stale; an asynchronous row without a number has one."""
-    if "async" not in row.text("mode"):
+    if not _asynchronous(row):
         return 0
     found = DEPTH.search(row.text("mode"))
     return int(found[1] or found[2]) if found else 1
@@ -146,6 +163,8 @@ def _sides(
     row: Row, recipe: Row | None, devices: int, depth: int, assumed: list[str]
 ) -> tuple[range, range]:
     """Devices that sample and those that train; all of them in turns where nothing is split."""
+    if devices < 2:
+        return range(devices), range(devices)
     split = SPLIT.search(row.text("notes")) or SPLIT.search(row.text("mode"))
     if split:
         training = int(split[1])
@@ -156,6 +175,9 @@ def _sides(
         assumed.append("half of the devices train")
     else:
         return range(devices), range(devices)
+    if not 0 < training < devices:
+        training = devices // 2
+        assumed.append("half of the devices train: the given split is of others")
     return range(training, devices), range(training)
 
 
@@ -168,20 +190,33 @@ def _layouts(
     """Settings of sampling and training: the row's, its recipe's, or the compiler's choice."""
     sampled = {axis: _degree(row, f"gen_{axis}", recipe, f"gen_{axis}") for axis in ("tp", "pp")}
     trained = {axis: _degree(row, f"train_{axis}", recipe, f"t_{axis}") for axis in AXES}
-    made = (
-        _given_sampling(sampled, iteration, shape),
-        _given_training(
-            trained, len(iteration.trainer), shape, recompute=_of(recipe, "act_ckpt") != "False"
-        ),
-    )
+    sizes = len(iteration.sampler), len(iteration.trainer)
+
+    def made() -> tuple[NodePlan, NodePlan]:
+        recompute = _of(recipe, "act_ckpt") != "False"
+        training = _given_training(trained, sizes[1], shape, recompute=recompute)
+        return _given_sampling(sampled, iteration, shape), training
+
     if sampled["tp"] and any(trained.values()):
-        return made
+        if _runs(shape, sizes, made()):
+            return made()
+        assumed.append("the given layout cannot run on so many devices")
+        sampled, trained = dict.fromkeys(sampled, 0), dict.fromkeys(trained, 0)
     chosen = iteration.choose(_words(sampled), _words(trained))
-    if chosen is None:
-        assumed.append("no layout given, and none found that fits: data parallel")
-        return made
-    assumed.append("layout chosen by the compiler")
-    return chosen
+    if chosen is not None:
+        assumed.append("layout chosen by the compiler")
+        return chosen
+    assumed.append("no layout given, and none found that fits: data parallel")
+    if not _runs(shape, sizes, made()):
+        sampled, trained = {"tp": 1, "pp": 1}, dict.fromkeys(trained, 0)
+    return made()
+
+
+def _runs(shape: ModelShape, sizes: tuple[int, int], plans: tuple[NodePlan, NodePlan]) -> bool:
+    """Whether sampling and training can be laid out so on so many devices."""
+    one = Lengths.fixed(1, "any")
+    works = Generate(1, 1, one), Forward(1, one)
+    return not any(map(refusal, (shape, shape), works, sizes, plans))
 
 
 def _words(degrees: Mapping[str, int]) -> str:
@@ -201,8 +236,10 @@ def _given_sampling(
     devices, memory = len(iteration.sampler), iteration.cluster.groups[0].device.memory
     tp, pp = (max(1, degrees[axis]) for axis in ("tp", "pp"))
     while not degrees["tp"] and 2 * shape.parameters() / (tp * pp) > memory / 2:
+        if devices % (2 * tp * pp):
+            break
         tp *= 2
-    return NodePlan(engine="vllm", parallel=Parallel(tp=tp, pp=pp, dp=devices // (tp * pp)))
+    return NodePlan(engine="vllm", parallel=Parallel(tp=tp, pp=pp, dp=max(1, devices // (tp * pp))))
 
 
 def _given_training(
@@ -210,7 +247,7 @@ def _given_training(
 ) -> NodePlan:
     """Experts are spread over data and context ranks; over fewer than given where those are."""
     tp, pp, cp, ep = (max(1, degrees[axis]) for axis in AXES)
-    dp = devices // (tp * pp * cp)
+    dp = max(1, devices // (tp * pp * cp))
     spread = math.gcd(ep, dp * cp) if shape.experts else 1
     shard = "optimizer" if dp * cp > 1 else "none"
     parallel = Parallel(tp=tp, pp=pp, cp=cp, dp=dp, ep=spread, shard=shard)
@@ -219,8 +256,8 @@ def _given_training(
 
 def _samples(row: Row, recipe: Row | None, tokens: float, assumed: list[str]) -> tuple[int, int]:
     """Responses of an iteration, and of a prompt."""
-    prompts = row.number("prompts") or _of(recipe, "prompts")
-    group = row.number("group") or _of(recipe, "group")
+    prompts = row.number("prompts") or _number(recipe, "prompts")
+    group = row.number("group") or _number(recipe, "group")
     if prompts and group:
         return int(prompts * group), int(group)
     if given := GENERATED.search(row.text("notes")):
@@ -238,7 +275,7 @@ def _minibatch(row: Row, recipe: Row | None, samples: int, assumed: list[str]) -
     """Responses of an optimizer step."""
     if given := TRAINED.search(row.text("notes")):
         return min(samples, int(given[1]))
-    if size := _of(recipe, "train_gbs"):
+    if size := _number(recipe, "train_gbs"):
         return min(samples, int(size))
     assumed.append("one optimizer step")
     return samples

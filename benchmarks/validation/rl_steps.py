@@ -142,7 +142,10 @@ def _unusable(row: Row) -> str | None:
         ("n_gpus", "no device count"),
         ("model", "no model"),
     ):
-        if not row.text(column):
+        known = row.text(column)
+        if column not in ("gpu", "model"):
+            known = (row.number(column) or 0.0) > 0
+        if not known:
             return what
     if reason := without_shape(row.text("model")):
         return reason
@@ -179,6 +182,8 @@ def kind(recipes: Sequence[Row]) -> Kind:
         name="rl_steps",
         unit="s",
         shipped=IterationConstants(),
+        width=CONSTANTS["gpu"].widths.iteration,
+        file="published_rl_steps.csv",
         cases=partial(cases, recipes=recipes),
         predict=predict,
         pairs=partial(judge_pairs, compared=CONSTANTS["gpu"].widths.compared),

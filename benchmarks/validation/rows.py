@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -40,11 +41,12 @@ class Row:
         return (self.fields.get(column) or "").strip()
 
     def number(self, column: str) -> float | None:
-        """A column's number; None where it has none, or text."""
+        """A column's number, with or without commas between thousands; None where it has none."""
         try:
-            return float(self.text(column))
+            made = float(self.text(column).replace(",", ""))
         except ValueError:
             return None
+        return made if math.isfinite(made) else None
 
     def whole(self, column: str, default: int = 1) -> int:
         """A column's whole number, such as a degree of parallelism."""
@@ -65,9 +67,10 @@ class LeftOut:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Row(path.name, n, fields) for n, fields in enumerate(csv.DictReader(file), 2)]
+    """The rows of a CSV file; columns may be missing, be more, and stand in any order."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.DictReader(file, restkey="more", skipinitialspace=True)
+        return [Row(path.name, lines.line_num, fields) for fields in lines if any(fields.values())]
 
 
 @cache

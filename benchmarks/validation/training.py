@@ -7,6 +7,7 @@ without further predicted tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -107,11 +108,14 @@ def _lacking(row: Row) -> str | None:
         return "marked CHECK"
     if device_named(row.text("gpu")) is None:
         return f"unknown device {row.text('gpu')}"
-    if row.text("kind") != "pretrain":
+    if row.text("kind") not in ("pretrain", ""):
         return "lengths of samples are not published, only their limit"
-    if row.number("n_gpus") is None:
+    devices = row.number("n_gpus")
+    if not devices or devices < 1:
         return "no number of devices"
-    return None if _measured(row) else "no throughput"
+    if devices % math.prod(row.whole(axis) for axis in ("tp", "pp", "cp")):
+        return "a layout that does not divide the number of devices"
+    return None if (_measured(row) or 0.0) > 0 else "no throughput"
 
 
 def _measured(row: Row) -> float | None:
@@ -159,9 +163,10 @@ def _settings(row: Row, shape: ModelShape, recipe: Recipe) -> tuple[NodePlan, St
     micro = row.whole("mbs")
     step = Step(devices, row.whole("gbs", micro * dp), row.whole("seq_len", LENGTH))
     if row.number("tp") is None and row.number("fsdp") is None:
-        found = _fastest(row, shape, step, recipe)
+        found, fits = _fastest(row, shape, step, recipe)
         recomputed = ", recomputed" if found.recompute else ""
-        return found, step, [f"{found.parallel}, by 1{recomputed}: the fastest that fits"]
+        why = "the fastest that fits" if fits else "none fits"
+        return found, step, [f"{found.parallel}, by 1{recomputed}: {why}"]
     parallel = Parallel(
         dp=dp,
         tp=tp,
@@ -175,8 +180,11 @@ def _settings(row: Row, shape: ModelShape, recipe: Recipe) -> tuple[NodePlan, St
     return _plan(parallel, micro, recipe.recompute), step, []
 
 
-def _fastest(row: Row, shape: ModelShape, step: Step, recipe: Recipe) -> NodePlan:
-    """The settings that take least time with the shipped constants, of those that fit."""
+def _fastest(row: Row, shape: ModelShape, step: Step, recipe: Recipe) -> tuple[NodePlan, bool]:
+    """The settings that take least time with the shipped constants, of those that fit.
+
+    Where none does, weights are sharded over all devices; the second value says which it was.
+    """
     seconds: dict[NodePlan, float] = {}
     for parallel in _parallels(shape, step):
         for recompute in (False, True):
@@ -185,7 +193,9 @@ def _fastest(row: Row, shape: ModelShape, step: Step, recipe: Recipe) -> NodePla
             if not refusal(shape, run.work, step.devices, plan) and _fits(run):
                 parts = train_parts(run.layout, run.work, lambda _kind, parts: parts)
                 seconds[plan] = sum(parts.values())
-    return min(seconds, key=lambda plan: seconds[plan])
+    if not seconds:
+        return _plan(Parallel(dp=step.devices, shard="fsdp"), 1, recompute=True), False
+    return min(seconds, key=lambda plan: seconds[plan]), True
 
 
 def _fits(run: Run) -> bool:
@@ -237,4 +247,12 @@ def _words(row: Row, settings: NodePlan, step: Step, recipe: Recipe) -> str:
     return f"{step.devices} {name} {parallel}{experts}, {sizes}, {product}"
 
 
-KIND = Kind("training", "tokens/s/GPU", CONSTANTS["gpu"].passes, cases, predict)
+KIND = Kind(
+    name="training",
+    unit="tokens/s/GPU",
+    shipped=CONSTANTS["gpu"].passes,
+    width=CONSTANTS["gpu"].widths.passes,
+    file="published_training.csv",
+    cases=cases,
+    predict=predict,
+)

@@ -13,7 +13,7 @@ from validation.devices import device_named
 from validation.rows import DATA, Row, canonical
 
 FORMATS = {"BF16": "", "MXFP8": "mxfp8", "FP8-MX": "mxfp8", "NVFP4": "nvfp4", "": ""}
-"""Formats of products by what tables print; others are of 8 bits, scaled by tensor or row."""
+"""Formats of products by what tables print; others with an 8 are scaled by tensor or row."""
 
 FLASH_2 = 0.35 / 0.75
 """Rate of torch's attention, FlashAttention-2, in that of 3 on an H100 (Shah et al. 2024)."""
@@ -59,7 +59,8 @@ def recipe_of(row: Row) -> Recipe:
 
 def product_of(row: Row) -> str:
     """The number format of a row's products."""
-    return FORMATS.get(row.text("precision"), "float8")
+    spelled = row.text("precision").upper()
+    return FORMATS.get(spelled, "float8" if "8" in spelled else "")
 
 
 @cache
