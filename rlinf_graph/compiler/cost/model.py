@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from rlinf_graph.compiler.cost import memory, operations, training
 from rlinf_graph.compiler.cost.constants import (
@@ -76,7 +75,7 @@ class CostModel:
         self.shapes: dict[str, ModelShape] = {m.name: shape_of(m) for m in graph.models}
         self._models: dict[str, ModelDef] = {m.name: m for m in graph.models}
         self.corrections = Corrections(cluster, self._models, self.shapes, profile)
-        self._hardware: dict[tuple[Sequence[int], Parallel], Hardware] = {}
+        self._hardware: dict[tuple[Sequence[int], tuple[int, ...]], Hardware] = {}
         self._layouts: dict[tuple[str, Sequence[int], NodePlan], Layout] = {}
         self._samplings: dict[tuple[object, ...], tuple[Parts, Parts, Origin]] = {}
         self._costs: dict[tuple[str, DeviceWork, Sequence[int], NodePlan, float], NodeCost] = {}
@@ -122,14 +121,17 @@ class CostModel:
         layout: Layout,
         place: Sequence[int],
         kept: float,
+        resident: Parts | None = None,
         working: Parts | None = None,
     ) -> NodeCost:
         correct = self.corrections.node(node, place, layout.settings)
+        held = resident or memory.resident(layout, isinstance(work, Train))
         if isinstance(work, Generate):
             parts, sampling, origin = self._sampling(node, layout, work, kept)
-            made = _sampled(layout, dict(parts), dict(sampling), correct, origin)
+            made = _sampled(layout, parts, correct, held, sampling, origin)
         else:
-            made = _passed(layout, work, correct, working or memory.pass_working(layout, work))
+            at_work = working or memory.pass_working(layout, work)
+            made = _passed(layout, work, correct, held, at_work)
         return in_loop(made, node, layout.settings.chunks)
 
     def within(
@@ -146,11 +148,14 @@ class CostModel:
             cost = self.node(node, devices, settings)
             return None if sum(size for _part, size in cost.resident) > room else cost
         layout = self._new_layout(node, devices, settings)
-        held, working = sum(memory.resident(layout, isinstance(work, Train)).values()), None
+        resident, working = memory.resident(layout, isinstance(work, Train)), None
+        held = sum(resident.values())
         if isinstance(work, Train):
             working = memory.pass_working(layout, work)
             held += sum(working.values())
-        return None if held > room else self._cost(node, work, layout, devices, 0.0, working)
+        if held > room:
+            return None
+        return self._cost(node, work, layout, devices, 0.0, resident, working)
 
     def refusal(self, node: Node, devices: Sequence[int], settings: NodePlan) -> str | None:
         """Why `node` would raise RG0406, in a few words; None when it would not."""
@@ -321,7 +326,8 @@ class CostModel:
         )
 
     def _hardware_of(self, devices: Sequence[int], parallel: Parallel) -> Hardware:
-        key = (devices, parallel)
+        degrees = (parallel.tp, parallel.pp, parallel.cp, parallel.dp, parallel.ep)
+        key = (devices, degrees)
         if key not in self._hardware:
             self._hardware[key] = hardware_of(self.cluster, devices, parallel)
         return self._hardware[key]
@@ -348,42 +354,43 @@ class CostModel:
 
 
 def _sampled(
-    layout: Layout, chunk: Parts, working: Parts, correct: Corrector, origin: Origin
+    layout: Layout, chunk: Parts, correct: Corrector, held: Parts, working: Parts, origin: Origin
 ) -> NodeCost:
     parts = scaled(correct("chunk", chunk), layout.settings.chunks)
     width = correct.width(("chunk",), parts, layout.constants.widths.sampling)
-    measured = correct.covers("chunk")
-    made = _node_cost(layout, parts, working, trained=False, measured=measured, width=width)
-    return made if measured else replace(made, origin=origin[0], fallback=origin[1])
+    where = (PROFILED, "") if correct.covers("chunk") else origin
+    return _node_cost(layout, parts, held, working, width, where)
 
 
-def _passed(layout: Layout, work: Forward | Train, correct: Corrector, working: Parts) -> NodeCost:
-    trained = isinstance(work, Train)
-    kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step") if trained else ("chunk",)
+def _passed(
+    layout: Layout, work: Forward | Train, correct: Corrector, held: Parts, working: Parts
+) -> NodeCost:
     if isinstance(work, Train):
+        kinds: tuple[Kind, ...] = ("accumulate", "optimizer_step")
         parts = training.train_parts(layout, work, correct)
     else:
+        kinds = ("chunk",)
         chunk = correct("chunk", training.forward_chunk(layout, work))
         parts = scaled(chunk, layout.settings.chunks)
     width = correct.width(kinds, parts, layout.constants.widths.passes)
-    measured = correct.covers(*kinds)
-    return _node_cost(layout, parts, working, trained=trained, measured=measured, width=width)
+    where = PROFILED if correct.covers(*kinds) else "roofline"
+    return _node_cost(layout, parts, held, working, width, (where, ""))
 
 
 def _node_cost(
-    layout: Layout, parts: Parts, working: Parts, *, trained: bool, measured: bool, width: float
+    layout: Layout, parts: Parts, held: Parts, working: Parts, width: float, origin: Origin
 ) -> NodeCost:
-    resident = memory.resident(layout, trained)
-    moving = moving_s(memory.moved(resident), layout.hardware, layout.constants)
+    moving = moving_s(memory.moved(held), layout.hardware, layout.constants)
     if layout.traits.paged:
         moving += layout.constants.iteration.wake_s / 2
     return NodeCost(
         seconds=sum(parts.values()),
         parts=items(parts),
-        resident=items(resident),
+        resident=items(held),
         working=items(working),
         load_s=moving,
         offload_s=moving,
-        origin=PROFILED if measured else "roofline",
+        origin=origin[0],
         width=width,
+        fallback=origin[1],
     )
