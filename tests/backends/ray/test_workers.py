@@ -236,7 +236,3 @@ def test_classes_names_and_results_that_do_not_fit(
     assert group.leader().wait() == 0
     with pytest.raises(WorkerError, match=r"in `__init__`: TypeError: can't multiply"):
         WorkerGroup.launch(Speaker, ("ho", "ho"), one, name="wrong")
-    with launch(reservation, [0], name="wrong") as again:
-        assert again.leader().wait() == 0
-    with pytest.raises(RuntimeError, match="closed"):
-        again.leader()

@@ -52,7 +52,8 @@ class Links:
             raise BrokenLinkError(f"the ranks did not meet at {address}: {error}") from error
         if kind != "cuda" or not dist.is_nccl_available():
             raise RuntimeError(f"no reduction of tensors on {kind}: torch has no NCCL here")
-        self._groups[kind] = dist.ProcessGroupNCCL(store, rank, size)
+        options = dist.ProcessGroupNCCL.Options()
+        self._groups[kind] = dist.ProcessGroupNCCL(store, rank, size, options)
 
     def reduce(self, tensor: torch.Tensor, op: str, timeout: float) -> None:
         """Replace the tensor by the reduction over all ranks.

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import traceback
-from dataclasses import dataclass, replace
+import uuid
+from dataclasses import dataclass, field, replace
 
+from torch.distributed import DistError
+
+DIED = "died"
+"""The kind of a failure without an exception: the process is gone."""
 FRAMES = 3
 """Lines of the worker's stack that a message shows, counted from where the error was raised."""
 
@@ -26,6 +31,7 @@ class Failure:
         pickled: the exception itself; None when it cannot be pickled.
         origin: the failure of which this one is a consequence; None for a first cause.
         broken_link: it is a connection that broke, so that a dead peer may be behind it.
+        number: like no other's.
     """
 
     group: str
@@ -38,6 +44,7 @@ class Failure:
     pickled: bytes | None = None
     origin: Failure | None = None
     broken_link: bool = False
+    number: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def first(self) -> Failure:
@@ -53,7 +60,7 @@ class Failure:
         """One sentence, and the place in the code when there is one."""
         where = f"`{self.group}` rank {self.rank} on {self.host}"
         doing = f" in `{self.method}`" if self.method else ""
-        what = "its process died" if self.kind == "died" else self.kind
+        what = "its process died" if self.kind == DIED else self.kind
         text = f"{where} failed{doing}: {what}" + (f": {self.message}" if self.message else "")
         return "\n  at ".join([text, *self.frames])
 
@@ -97,7 +104,7 @@ def failure_of(error: Exception, group: str, rank: int, host: str, method: str) 
     """What a worker tells of an exception that one of its methods raised."""
     made = Failure(
         group, rank, host, method, type(error).__name__, str(error), _frames(error),
-        _pickled(error), broken_link=isinstance(error, BrokenLinkError),
+        _pickled(error), broken_link=_is_broken_link(error),
     )  # fmt: skip
     if isinstance(error, WorkerError):
         return replace(made, origin=error.failure.first)
@@ -108,7 +115,13 @@ def death_of(error: BaseException, group: str, rank: int, host: str, method: str
     """What a process that is gone can no longer tell; `error` is what Ray knows of it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     known = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
-    return Failure(group, rank, host, method, "died", " ".join((known or lines)[-1:]))
+    return Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))
+
+
+def _is_broken_link(error: Exception) -> bool:
+    """Whether a peer's end may be the cause: torch's gloo has no class of its own for that."""
+    kinds = (BrokenLinkError, DistError)
+    return isinstance(error, kinds) or "gloo/transport" in str(error)
 
 
 def _frames(error: Exception) -> tuple[str, ...]:

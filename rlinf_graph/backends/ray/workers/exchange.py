@@ -2,21 +2,26 @@
 
 It carries what is small and references of what is large. Both ends of a transfer, and all ranks of
 a collective, describe what they expect; they learn together whether it fits. A rank that fails, or
-whose process dies, ends every wait for it with the first cause. Answers are values, not
-exceptions, so that Ray logs nothing.
+whose process dies, ends every wait for it with the first cause; also those that begin later, in
+calls that were issued before a driver was told of the failure (`issued`, in seconds of its clock).
+Answers are values, not exceptions, so that Ray logs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rlinf_graph.backends.ray.workers.errors import Failure, death_of
+from rlinf_graph.backends.ray.workers.errors import DIED, Failure, death_of
 from rlinf_graph.backends.ray.workers.payload import About, Envelope
 from rlinf_graph.backends.ray.workers.waits import Peer, Wait, named, report
+
+DEATH_S = 5.0
+"""How long a broken connection of a group waits for the death that explains it."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,32 @@ class _Group:
         self.rounds: list[dict[int, _Pending]] = []
         self.failed: dict[int, Failure] = {}
         self.dead: dict[int, Failure] = {}
+        self.death = asyncio.Event()
 
-    def trouble(self, rank: int | None = None) -> Failure | None:
-        """The failure of a rank, or the first of any."""
+    def trouble(self, rank: int | None = None) -> Iterator[Failure]:
+        """The first causes behind the failures of a rank, or of all; deaths come first."""
         for known in (self.dead, self.failed):
-            for at, failure in known.items():
-                if rank in (None, at):
-                    return failure.first
-        return None
+            yield from (failure.first for at, failure in known.items() if rank in (None, at))
+
+
+class _Turns:
+    """Brings calls into the order in which they were made: Ray may start them in another."""
+
+    def __init__(self) -> None:
+        self._next, self._waiting = 0, dict[int, asyncio.Future[None]]()
+
+    @contextlib.asynccontextmanager
+    async def of(self, number: int) -> AsyncIterator[None]:
+        if number != self._next:
+            self._waiting[number] = asyncio.get_running_loop().create_future()
+            await self._waiting[number]
+            del self._waiting[number]
+        try:
+            yield
+        finally:
+            self._next += 1
+            if self._next in self._waiting:
+                self._waiting[self._next].set_result(None)
 
 
 class Exchange:
@@ -95,7 +118,9 @@ class Exchange:
         self._sends: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
         self._receives: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
         self._fetching: dict[int, _Pending] = {}
+        self._turns: dict[tuple[Peer, str, Peer], _Turns] = defaultdict(_Turns)
         self._waits: dict[int, Wait] = {}
+        self._seen: dict[str, float] = {}
         self._count = 0
 
     async def join(self, name: str, hosts: Sequence[Any], addresses: Sequence[str]) -> str:
@@ -118,13 +143,15 @@ class Exchange:
             return
         for watch in group.watches:
             watch.cancel()
-        failure = group.trouble()
+        failure = next(group.trouble(), None)
         problem = Problem("closed", f"worker group `{name}` was closed")
         if failure is not None:
             problem = Problem("failure", failure=failure)
         for rank in range(group.size):
             self._end((name, rank), problem)
         self._break(group, problem)
+        for key in [key for key in self._turns if key[0][0] == name]:
+            del self._turns[key]
 
     async def size(self, name: str, timeout: float) -> int | Problem:
         """How many ranks a group has; waits until it has joined."""
@@ -135,38 +162,47 @@ class Exchange:
             return Problem("timeout", f"no worker group `{name}` within {timeout:g} s")
         return self._groups[name].size
 
-    async def begin(self, peer: Peer) -> None:
-        """A rank that had failed starts something new: it may be talked to again."""
-        self._groups[peer[0]].failed.pop(peer[1], None)
+    async def seen(self, numbers: Sequence[str], now: float) -> None:
+        """A driver has been told of failures: calls that it issues from now on may ignore them."""
+        self._seen |= dict.fromkeys(numbers, now)
 
-    async def fail(self, peer: Peer, failure: Failure) -> None:
-        """A rank's method raised: end all waits for it."""
+    async def fail(self, peer: Peer, failure: Failure) -> Failure:
+        """A rank's method raised: end all waits for it. What is behind it, if it is known here."""
         group = self._groups.get(peer[0])
-        if group is not None:
-            group.failed[peer[1]] = failure
-            self._spread(peer, group, failure)
+        if group is None:
+            return failure
+        if failure.broken_link:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEATH_S):
+                    await group.death.wait()
+            failure = replace(failure, origin=next(iter(group.dead.values()), None))
+        group.failed[peer[1]] = failure
+        self._spread(peer, group, failure)
+        return failure
 
     async def send(
-        self, source: Peer, target: Peer, tag: int | str | None, envelope: Envelope, timeout: float
-    ) -> Problem | None:
-        """Offer a value; answered when the receiver has it."""
-        wait = Wait(source, (target,), f"sends {envelope.about} to")
-        refused = self._refusal(target)
-        if refused is not None:
-            return refused
-        mine = self._pending(wait, envelope, tag)
-        return await self._hold(self._sends, (source, target), mine, timeout)
+        self, source: Peer, target: Peer, tag: int | str | None, envelope: Envelope,
+        number: int, issued: float, timeout: float,
+    ) -> Problem | None:  # fmt: skip
+        """Offer a value; answered when the receiver has it. `number` counts the pair's sends."""
+        mine = self._pending(Wait(source, (target,), f"sends {envelope.about} to"), envelope, tag)
+        async with self._turns[source, "send", target].of(number):
+            refused = self._refusal(target, issued)
+            if refused is None:
+                self._queue(self._sends, (source, target), mine)
+        return refused or await self._held(self._sends, (source, target), mine, timeout)
 
     async def receive(
-        self, target: Peer, source: Peer, wanted: Wanted, timeout: float
-    ) -> Receipt | Problem:
-        """Wait for the next value from a rank."""
-        wait = Wait(target, (source,), "receives from")
-        refused = self._refusal(source)
-        if refused is not None:
-            return refused
-        mine = self._pending(wait, wanted)
-        return await self._hold(self._receives, (source, target), mine, timeout)
+        self, target: Peer, source: Peer, wanted: Wanted, number: int, issued: float,
+        timeout: float,
+    ) -> Receipt | Problem:  # fmt: skip
+        """Wait for the next value from a rank. `number` counts the pair's receives."""
+        mine = self._pending(Wait(target, (source,), "receives from"), wanted)
+        async with self._turns[target, "receive", source].of(number):
+            refused = self._refusal(source, issued)
+            if refused is None:
+                self._queue(self._receives, (source, target), mine)
+        return refused or await self._held(self._receives, (source, target), mine, timeout)
 
     async def taken(self, number: int) -> None:
         """A receiver has fetched what it was referred to."""
@@ -175,16 +211,22 @@ class Exchange:
             pending.answer.set_result(None)
 
     async def meet(
-        self, peer: Peer, what: str, same: About | None, envelope: Envelope, timeout: float
+        self,
+        peer: Peer,
+        what: str,
+        same: About | None,
+        envelope: Envelope,
+        issued: float,
+        timeout: float,
     ) -> list[Envelope] | Problem:
         """Wait for all ranks of the group; what each has brought, in the order of ranks.
 
         All have to say the same `what` and `same`: the operation, and what it works on.
         """
         group = self._groups[peer[0]]
-        failure = group.trouble()
-        if failure is not None:
-            return Problem("failure", failure=failure)
+        failed = self._known(group, None, issued)
+        if failed is not None:
+            return failed
         arrived = next((r for r in group.rounds if peer[1] not in r), None)
         if arrived is None:
             arrived = {}
@@ -204,19 +246,21 @@ class Exchange:
             _answer_all(arrived, answer)
         return answer
 
-    async def _hold(
-        self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending, timeout: float
-    ) -> Any:
-        """Wait in one of the two queues of a pair until the other end has come."""
+    def _queue(self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending) -> None:
         queues[pair].append(mine)
         self._match(pair)
+
+    async def _held(
+        self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending, timeout: float
+    ) -> Any:
+        """Wait until the other end has come, and leave the queue in any case."""
         try:
             return await self._answer(mine, timeout)
         finally:
-            if mine in queues[pair]:
+            if mine in queues.get(pair, ()):
                 queues[pair].remove(mine)
-            if not queues[pair]:
-                del queues[pair]
+                if not queues[pair]:
+                    del queues[pair]
 
     def _match(self, pair: tuple[Peer, Peer]) -> None:
         """Bring the ends together in the order in which they came."""
@@ -253,15 +297,21 @@ class Exchange:
         finally:
             del self._waits[id(mine)]
 
-    def _refusal(self, peer: Peer) -> Problem | None:
+    def _refusal(self, peer: Peer, issued: float) -> Problem | None:
         """Why there is no point in waiting for a rank."""
         group = self._groups.get(peer[0])
         if group is None:
             return None
         if not 0 <= peer[1] < group.size:
             return Problem("mismatch", f"`{peer[0]}` has {group.size} ranks: no rank {peer[1]}")
-        failure = group.trouble(peer[1])
-        return Problem("failure", failure=failure) if failure else None
+        return self._known(group, peer[1], issued)
+
+    def _known(self, group: _Group, rank: int | None, issued: float) -> Problem | None:
+        """A failure that counts for a call: a death, or what no driver knew when it was issued."""
+        for failure in group.trouble(rank):
+            if failure.kind == DIED or self._seen.get(failure.number, issued) >= issued:
+                return Problem("failure", failure=failure)
+        return None
 
     async def _watch(self, name: str, rank: int, host: Any) -> None:
         try:
@@ -269,6 +319,7 @@ class Exchange:
         except Exception as error:  # whatever Ray has to say about the end of a process
             group = self._groups[name]
             group.dead[rank] = death_of(error, name, rank, group.addresses[rank])
+            group.death.set()
             self._spread((name, rank), group, group.dead[rank])
 
     def _spread(self, peer: Peer, group: _Group, failure: Failure) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -145,7 +147,8 @@ class WorkerGroup:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], concurrency: int, timeout: float
     ) -> None:
         reservation, seats = self._placement.reservation, self._placement.seats
-        made = ray.remote(concurrency_groups={"control": 1})(Host)
+        remote: Any = ray.remote
+        made = remote(concurrency_groups={"control": 1})(Host)
         for seat in seats:
             options = reservation.options(seat) | {"max_concurrency": concurrency}
             self._hosts.append(made.options(**options).remote())
@@ -209,14 +212,14 @@ class WorkerGroup:
         if len(parts) < len(ranks):
             parts = [self._shared(parts[0])] * len(ranks)
         asked = {
-            rank: self._hosts[rank].call.remote(method, part)
+            rank: self._hosts[rank].call.remote(method, part, time.time())
             for rank, part in zip(ranks, parts, strict=True)
         }
         return self._handle(method, asked, rule)
 
     def _handle(self, method: str, asked: Mapping[int, Any], rule: Dispatch) -> Handle:
         hosts = dict(enumerate(self._addresses))
-        return Handle(self._name, hosts, method, asked, rule.result)
+        return Handle(self._name, hosts, method, asked, rule.result, self._exchange)
 
     def _shared(self, frozen: Frozen) -> Any:
         """What is large is stored once for all ranks."""
@@ -247,7 +250,8 @@ class Some:
     ) -> None:  # fmt: skip
         """Use `WorkerGroup.on`."""
         self._group, self._ranks = group, ranks
-        self._spread, self._collect = spread, collect
+        chosen = {"spread": spread, "collect": collect}
+        self._chosen: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None}
 
     def __getattr__(self, name: str) -> Callable[..., Handle]:
         worker = self._group._worker
@@ -255,9 +259,7 @@ class Some:
         if name.startswith("_") or not callable(method) or hasattr(Worker, name):
             raise AttributeError(f"{worker.__name__} has no public method `{name}`")
         said = rule_of(method)
-        spread: Spread = self._spread or said.spread
-        collect: Collect = self._collect or said.collect
-        rule = Dispatch(spread, collect)
+        rule = replace(said, **self._chosen)
 
         def call(*args: Any, **kwargs: Any) -> Handle:
             return self._group._call(self._ranks, name, rule, args, kwargs)

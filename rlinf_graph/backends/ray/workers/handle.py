@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rlinf_graph.backends.ray.workers.errors import Failure, WorkerError, death_of
 from rlinf_graph.backends.ray.workers.host import Outcome
@@ -18,8 +19,6 @@ from rlinf_graph.backends.ray.workers.payload import thaw
 
 GRACE_S = 1.0
 """After a failure, for the other ranks to end too: they are counted, or know the first cause."""
-SEARCH_S = 5.0
-"""The same while only consequences are known, such as a connection that a death broke."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,11 @@ class Handle:
     def __init__(
         self, group: str, hosts: Mapping[int, str], method: str,
         references: Mapping[int, Any], collect: Callable[[list[Any]], Any],
+        exchange: Any,
     ) -> None:  # fmt: skip
         """References of `Host.call` by rank; `collect` makes the result of the ranks' values."""
         self._group, self._hosts, self._method = group, hosts, method
-        self._collect = collect
+        self._collect, self._exchange = collect, exchange
         self._pending = {reference: rank for rank, reference in references.items()}
         self._outcomes: dict[int, Outcome] = {}
         self._failures: list[Failure] = []
@@ -120,7 +120,7 @@ class Handle:
 
     def _take(self, reference: Any, rank: int) -> None:
         try:
-            answer = ray.get(reference)
+            answer: Any = ray.get(reference)
         except RayActorError as error:
             answer = death_of(error, self._group, rank, self._hosts[rank], self._method)
         except RayTaskError as error:  # Ray itself failed to carry out the call
@@ -139,13 +139,16 @@ class Handle:
 
     def _error(self) -> WorkerError:
         """The first cause; what is only a consequence of it is counted."""
-        began = time.monotonic()
-        while self._pending:
-            best = min(failure.weight for failure in self._failures)
-            left = began + (SEARCH_S if best == 1 else GRACE_S) - time.monotonic()
-            if left <= 0:
-                break
+        deadline = time.monotonic() + GRACE_S
+        while self._pending and (left := deadline - time.monotonic()) > 0:
             self._look(left)
+        self._tell_seen()
         first = min(self._failures, key=lambda failure: failure.weight)
         own = first.origin is None or any(f == first.first for f in self._failures)
         return WorkerError(first.first, len(self._failures) - int(own))
+
+    def _tell_seen(self) -> None:
+        """From now on the caller knows: calls to come are not to fail for these causes again."""
+        numbers = [failure.first.number for failure in self._failures]
+        with contextlib.suppress(RayError):  # closed meanwhile: nobody is there to be told
+            ray.get(self._exchange.seen.remote(numbers, time.time()))

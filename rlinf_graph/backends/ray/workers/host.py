@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
@@ -18,7 +19,7 @@ from rlinf_graph.backends.ray.allreduce import free_address
 from rlinf_graph.backends.ray.workers.errors import Failure, failure_of
 from rlinf_graph.backends.ray.workers.meeting import meeting
 from rlinf_graph.backends.ray.workers.payload import Frozen, freeze, thaw
-from rlinf_graph.backends.ray.workers.worker import Place, Worker
+from rlinf_graph.backends.ray.workers.worker import ISSUED, Place, Worker
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class Host:
     def __init__(self) -> None:
         """Nothing is set up."""
         self._worker: Worker | None = None
-        self._failed = False
 
     def hello(self) -> tuple[str, int, str]:
         """Address of this machine, this process's id, and a `host:port` that is free there."""
@@ -82,14 +82,12 @@ class Host:
             return self._tell(error, place, "__init__")
         return Outcome(freeze(None), time.perf_counter() - began)
 
-    def call(self, method: str, arguments: Frozen) -> Outcome | Failure:
-        """Carry out a method."""
+    def call(self, method: str, arguments: Frozen, issued: float) -> Outcome | Failure:
+        """Carry out a method; the driver issued the call at that time of its clock."""
         worker = self._worker
         assert worker is not None
         place = worker._place
-        if self._failed:
-            ray.get(place.exchange.begin.remote((place.group, place.rank)))
-            self._failed = False
+        ISSUED.set(issued)
         began = time.perf_counter()
         try:
             args, kwargs = thaw(arguments)
@@ -101,7 +99,6 @@ class Host:
             return self._tell(error, place, method)
 
     def _tell(self, error: Exception, place: Place, method: str) -> Failure:
-        self._failed = True
         failure = failure_of(error, place.group, place.rank, place.host, method)
-        ray.get(place.exchange.fail.remote((place.group, place.rank), failure))
-        return failure
+        fail: Any = place.exchange.fail
+        return ray.get(fail.remote((place.group, place.rank), failure))

@@ -102,7 +102,8 @@ def seal(value: Any) -> Envelope:
 def freeze(value: Any) -> Frozen:
     """Pickle a value, the memory of arrays and tensors beside it, not copied."""
     buffers: list[pickle.PickleBuffer] = []
-    pickled = cloudpickle.dumps(_pack(value), protocol=5, buffer_callback=buffers.append)
+    dumps: Any = cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]  # its documented name
+    pickled = dumps(_pack(value), protocol=5, buffer_callback=buffers.append)
     return Frozen(pickled, [_memory(buffer) for buffer in buffers])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +18,11 @@ from rlinf_graph.backends.ray.workers.payload import About, Envelope, describe, 
 from rlinf_graph.backends.ray.workers.transfer import Transfer, raise_problem
 from rlinf_graph.backends.ray.workers.waits import Peer
 
+ISSUED: ContextVar[float] = ContextVar("issued", default=float("inf"))
+"""When the driver issued the call that runs here, by its clock; later than all in other threads."""
 TIMEOUT_S = 300.0
 """How long a transfer or a collective waits for the other ranks unless told otherwise."""
+_COUNTING = threading.Lock()
 Targets = Sequence[str | tuple[str, Sequence[int]]]
 """Worker groups, each with all ranks or with some."""
 
@@ -35,6 +40,13 @@ class Place:
     gpu: bool
     exchange: Any
     links: Links = field(default_factory=Links)
+    counts: dict[tuple[str, Peer], int] = field(default_factory=dict[tuple[str, Peer], int])
+
+    def next(self, what: str, peer: Peer) -> int:
+        """How many transfers with a rank began before this one, in this direction."""
+        with _COUNTING:
+            self.counts[what, peer] = self.counts.get((what, peer), -1) + 1
+            return self.counts[what, peer]
 
 
 class Worker:
@@ -153,7 +165,9 @@ class Worker:
                 exchange.taken.remote(receipt.number)
             return value if into is None else into.detach().copy_(value)
 
-        asked = exchange.receive.remote(self._peer, (group, rank), wanted, timeout)
+        peer = group, rank
+        number = self._place.next("receive", peer)
+        asked = exchange.receive.remote(self._peer, peer, wanted, number, ISSUED.get(), timeout)
         return Transfer([asked], take)
 
     def broadcast(
@@ -176,7 +190,7 @@ class Worker:
         for target in to:
             name, ranks = (target, None) if isinstance(target, str) else target
             if ranks is None:
-                size = ray.get(self._place.exchange.size.remote(name, timeout))
+                size: Any = ray.get(self._place.exchange.size.remote(name, timeout))
                 if isinstance(size, Problem):
                     raise_problem(size)
                 ranks = range(size)
@@ -235,7 +249,7 @@ class Worker:
         self, what: str, same: About | None, envelope: Envelope, timeout: float
     ) -> list[Envelope]:
         meet = self._place.exchange.meet
-        answer = ray.get(meet.remote(self._peer, what, same, envelope, timeout))
+        answer = ray.get(meet.remote(self._peer, what, same, envelope, ISSUED.get(), timeout))
         if isinstance(answer, Problem):
             raise_problem(answer)
         return answer
@@ -248,6 +262,11 @@ class Worker:
         self, value: Any, peers: list[Peer], tag: int | str | None, timeout: float
     ) -> Transfer:
         envelope = seal(value)
-        send = self._place.exchange.send
-        asked = [send.remote(self._peer, peer, tag, envelope, timeout) for peer in peers]
+        send, issued = self._place.exchange.send, ISSUED.get()
+        asked = [
+            send.remote(
+                self._peer, peer, tag, envelope, self._place.next("send", peer), issued, timeout
+            )
+            for peer in peers
+        ]
         return Transfer(asked, lambda _answer: None)
