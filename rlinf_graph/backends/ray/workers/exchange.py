@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlinf_graph.backends.ray.workers.errors import DIED, Failure, death_of
+from rlinf_graph.backends.ray.workers.errors import Failure, death_of
 from rlinf_graph.backends.ray.workers.payload import About, Envelope
 from rlinf_graph.backends.ray.workers.waits import Peer, Wait, named, report
 
@@ -82,10 +83,10 @@ class _Group:
         self.dead: dict[int, Failure] = {}
         self.death = asyncio.Event()
 
-    def trouble(self, rank: int | None = None) -> Iterator[Failure]:
-        """The first causes behind the failures of a rank, or of all; deaths come first."""
-        for known in (self.dead, self.failed):
-            yield from (failure.first for at, failure in known.items() if rank in (None, at))
+    def trouble(self, rank: int | None = None) -> Iterator[tuple[bool, Failure]]:
+        """The first causes behind the failures of a rank, or of all; first those of the dead."""
+        for dead, known in ((True, self.dead), (False, self.failed)):
+            yield from ((dead, f.first) for at, f in known.items() if rank in (None, at))
 
 
 class _Turns:
@@ -113,6 +114,8 @@ class Exchange:
 
     def __init__(self) -> None:
         """No group has joined."""
+        self._names: set[str] = set()
+        self._closed: dict[str, tuple[float, Problem]] = {}
         self._groups: dict[str, _Group] = {}
         self._joined = asyncio.Condition()
         self._sends: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
@@ -123,10 +126,14 @@ class Exchange:
         self._seen: dict[str, float] = {}
         self._count = 0
 
-    async def join(self, name: str, hosts: Sequence[Any], addresses: Sequence[str]) -> str:
-        """Take a group in and watch its processes; why not, when the name is taken."""
-        if name in self._groups:
-            return f"a worker group `{name}` is open already"
+    async def claim(self, name: str) -> bool:
+        """Take a name for a group that is about to start; False when it is taken."""
+        free = name not in self._names
+        self._names.add(name)
+        return free
+
+    async def join(self, name: str, hosts: Sequence[Any], addresses: Sequence[str]) -> None:
+        """Take a group in, whose name it has claimed, and watch its processes."""
         group = self._groups[name] = _Group(hosts, addresses)
         loop = asyncio.get_running_loop()
         group.watches = [
@@ -134,19 +141,23 @@ class Exchange:
         ]
         async with self._joined:
             self._joined.notify_all()
-        return ""
 
-    async def leave(self, name: str) -> None:
-        """Forget a group; who waits for it gets its first failure, or that it was closed."""
+    async def leave(self, name: str, now: float) -> None:
+        """Forget a group; who waits for it gets its first failure, or that it was closed.
+
+        So do those that come later, in calls issued before, until there is such a group again.
+        """
+        self._names.discard(name)
         group = self._groups.pop(name, None)
         if group is None:
             return
         for watch in group.watches:
             watch.cancel()
-        failure = next(group.trouble(), None)
+        failure = next((failure for _dead, failure in group.trouble()), None)
         problem = Problem("closed", f"worker group `{name}` was closed")
         if failure is not None:
             problem = Problem("failure", failure=failure)
+        self._closed[name] = (now, problem)
         for rank in range(group.size):
             self._end((name, rank), problem)
         self._break(group, problem)
@@ -301,15 +312,16 @@ class Exchange:
         """Why there is no point in waiting for a rank."""
         group = self._groups.get(peer[0])
         if group is None:
-            return None
+            closed, problem = self._closed.get(peer[0], (-math.inf, None))
+            return problem if issued <= closed else None
         if not 0 <= peer[1] < group.size:
             return Problem("mismatch", f"`{peer[0]}` has {group.size} ranks: no rank {peer[1]}")
         return self._known(group, peer[1], issued)
 
     def _known(self, group: _Group, rank: int | None, issued: float) -> Problem | None:
         """A failure that counts for a call: a death, or what no driver knew when it was issued."""
-        for failure in group.trouble(rank):
-            if failure.kind == DIED or self._seen.get(failure.number, issued) >= issued:
+        for dead, failure in group.trouble(rank):
+            if dead or self._seen.get(failure.number, issued) >= issued:
                 return Problem("failure", failure=failure)
         return None
 

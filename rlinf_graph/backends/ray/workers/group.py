@@ -134,7 +134,7 @@ class WorkerGroup:
             return
         try:
             if exchange is not None:
-                ray.get(exchange.leave.remote(self._name))
+                ray.get(exchange.leave.remote(self._name, time.time()))
         except RayError:  # the exchange is gone, and with it whoever could wait there
             pass
         finally:
@@ -147,6 +147,11 @@ class WorkerGroup:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], concurrency: int, timeout: float
     ) -> None:
         reservation, seats = self._placement.reservation, self._placement.seats
+        exchange = meeting.acquire()
+        if not ray.get(exchange.claim.remote(self._name)):
+            meeting.release(exchange)
+            raise ValueError(f"a worker group `{self._name}` is open already")
+        self._exchange = exchange
         remote: Any = ray.remote
         made = remote(concurrency_groups={"control": 1})(Host)
         for seat in seats:
@@ -155,12 +160,7 @@ class WorkerGroup:
         told = self._hello(timeout)
         self._addresses = [host for host, _, _ in told]
         self._processes = [process for _, process, _ in told]
-        exchange = meeting.acquire()
-        refused = ray.get(exchange.join.remote(self._name, self._hosts, self._addresses))
-        if refused:
-            meeting.release(exchange)
-            raise ValueError(refused)
-        self._exchange = exchange
+        ray.get(self._exchange.join.remote(self._name, self._hosts, self._addresses))
         with self._whole():
             shipped = self._shared(freeze((self._worker, tuple(args), dict(kwargs))))
         asked = {
