@@ -27,7 +27,7 @@ from rlinf_graph.backends.ray.workers import (
 from rlinf_graph.ir.batches import Rewards
 from rlinf_graph.ir.cluster_file import load_cluster
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 SPMD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
         "VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")  # fmt: skip
 

@@ -13,7 +13,7 @@ from rlinf_graph.backends.ray.run import Seat
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "workers.md"
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def blocks(kind: str) -> list[str]:

@@ -17,7 +17,7 @@ from rlinf_graph.backends.ray.run import Seat
 from rlinf_graph.backends.ray.workers import Handle, Reservation, Worker, WorkerError, WorkerGroup
 from rlinf_graph.ir.cluster import Cluster
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 ENDS_S = 10.0
 
 

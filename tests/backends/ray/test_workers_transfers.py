@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ from rlinf_graph.backends.ray.workers import Reservation, Worker, WorkerError, W
 from rlinf_graph.ir.batches import Rewards
 from rlinf_graph.ir.cluster_file import load_cluster
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 SOON_S = 10.0
 
 
@@ -68,6 +70,12 @@ class Talker(Worker):
 
     def fail(self) -> None:
         raise ValueError("no such answer")
+
+    def leave(self) -> None:
+        sys.exit("had enough")
+
+    def put_lock(self, group: str, rank: int) -> None:
+        self.send([threading.Lock()], group, rank)
 
 
 @pytest.fixture(scope="module")
@@ -217,4 +225,17 @@ def test_an_exception_ends_the_waits_of_others_with_its_cause(pair: Pair) -> Non
         assert (raised.value.failure.group, raised.value.failure.rank) == ("left", 0)
         assert raised.value.failure.method == "fail"
         assert raised.value.others == others
+    assert moved(pair, "again") == "again"
+
+
+def test_what_cannot_be_sent_and_a_worker_that_leaves(pair: Pair) -> None:
+    left, right = pair
+    for call, why in (
+        (lambda: left.on(0).put_lock("right", 1), "in `put_lock`: TypeError: cannot pickle"),
+        (lambda: left.on(0).leave(), "in `leave`: SystemExit: had enough"),
+    ):
+        waiting = right.on(1).take("left", 0)
+        for handle in (call(), waiting):
+            with pytest.raises(WorkerError, match=f"`left` rank 0 on .* {why}"):
+                handle.wait(SOON_S)
     assert moved(pair, "again") == "again"

@@ -100,7 +100,7 @@ class BrokenLinkError(RuntimeError):
     """A collective broke off, most likely because a rank is gone."""
 
 
-def failure_of(error: Exception, group: str, rank: int, host: str, method: str) -> Failure:
+def failure_of(error: BaseException, group: str, rank: int, host: str, method: str) -> Failure:
     """What a worker tells of an exception that one of its methods raised."""
     made = Failure(
         group, rank, host, method, type(error).__name__, str(error), _frames(error),
@@ -118,20 +118,20 @@ def death_of(error: BaseException, group: str, rank: int, host: str, method: str
     return Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))
 
 
-def _is_broken_link(error: Exception) -> bool:
+def _is_broken_link(error: BaseException) -> bool:
     """Whether a peer's end may be the cause: torch's gloo has no class of its own for that."""
     kinds = (BrokenLinkError, DistError)
     return isinstance(error, kinds) or "gloo/transport" in str(error)
 
 
-def _frames(error: Exception) -> tuple[str, ...]:
+def _frames(error: BaseException) -> tuple[str, ...]:
     stack = traceback.extract_tb(error.__traceback__)
     own = os.path.dirname(__file__)
     users = [frame for frame in stack if os.path.dirname(frame.filename) != own] or list(stack)
     return tuple(f"{f.filename}:{f.lineno} in {f.name}" for f in users[-FRAMES:])
 
 
-def _pickled(error: Exception) -> bytes | None:
+def _pickled(error: BaseException) -> bytes | None:
     try:
         made = pickle.dumps(error)
         pickle.loads(made)

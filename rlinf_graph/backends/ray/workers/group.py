@@ -24,6 +24,7 @@ from rlinf_graph.backends.ray.workers.reservation import Seat, Seats
 from rlinf_graph.backends.ray.workers.worker import Place, Worker
 
 START_S = 120.0
+LEAVE_S = 10.0
 
 
 class WorkerGroup:
@@ -134,8 +135,8 @@ class WorkerGroup:
             return
         try:
             if exchange is not None:
-                ray.get(exchange.leave.remote(self._name, time.time()))
-        except RayError:  # the exchange is gone, and with it whoever could wait there
+                ray.get(exchange.leave.remote(self._name, time.time()), timeout=LEAVE_S)
+        except RayError:  # the exchange is gone or stuck, and with it whoever could wait there
             pass
         finally:
             for host in hosts:

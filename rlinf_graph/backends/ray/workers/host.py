@@ -78,7 +78,7 @@ class Host:
             worker._place = place
             worker.__init__(*args, **kwargs)
             self._worker = worker
-        except Exception as error:  # whatever a user's class raises
+        except (Exception, SystemExit) as error:  # whatever a user's class raises
             return self._tell(error, place, "__init__")
         return Outcome(freeze(None), time.perf_counter() - began)
 
@@ -95,10 +95,10 @@ class Host:
             if inspect.iscoroutine(result):
                 result = asyncio.run(result)
             return Outcome(freeze(result), time.perf_counter() - began)
-        except Exception as error:  # whatever a user's method raises
+        except (Exception, SystemExit) as error:  # whatever a user's method raises
             return self._tell(error, place, method)
 
-    def _tell(self, error: Exception, place: Place, method: str) -> Failure:
+    def _tell(self, error: BaseException, place: Place, method: str) -> Failure:
         failure = failure_of(error, place.group, place.rank, place.host, method)
         fail: Any = place.exchange.fail
         return ray.get(fail.remote((place.group, place.rank), failure))
