@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,9 @@ SOON_S = 10.0
 
 
 class Talker(Worker):
+    def told(self) -> tuple[Any, ...]:
+        return self.devices, self.local_rank, os.environ["VISIBLE_DEVICES"], self.group_name
+
     def put(self, value: Any, group: str, rank: int, **how: Any) -> None:
         self.send(value, group, rank, **how)
 
@@ -97,6 +101,10 @@ def moved(pair: Pair, value: Any, **how: Any) -> Any:
     (got,) = pair[1].on(1).take("left", 0, timeout=SOON_S, **how).wait(30)
     sent.wait(30)
     return got
+
+
+def test_processes_without_devices_see_none(pair: Pair) -> None:
+    assert pair[1].told().wait(30) == [((), rank, "", "right") for rank in range(2)]
 
 
 @pytest.mark.parametrize("size", [3, 30_000], ids=["inside the message", "by reference"])
