@@ -62,6 +62,16 @@ def failed(handle: Handle) -> WorkerError:
     return raised.value
 
 
+def launched_again(made: Reservation, waiter: WorkerGroup) -> None:
+    """A new group of the name can be talked to, and its end is told."""
+    with WorkerGroup.launch(Mortal, (), made.on([0]), name="crew") as crew:
+        sent = crew.put("again", "waiter", 0)
+        assert waiter.take("crew", 0).wait(ENDS_S) == ["again"]
+        sent.wait(ENDS_S)
+        waiting = waiter.take("crew", 0)
+    assert "ConnectionError: worker group `crew` was closed" in str(failed(waiting))
+
+
 def test_faults_end_all_waits_with_their_cause_and_leave_nothing(
     cores: Callable[..., Cluster], seats: dict[int, Seat]
 ) -> None:
@@ -98,9 +108,4 @@ def test_faults_end_all_waits_with_their_cause_and_leave_nothing(
 
         with pytest.raises(RuntimeError, match="`crew` is closed"):
             crew.reduce()
-        with WorkerGroup.launch(Mortal, (), made.on([0]), name="crew") as crew:
-            sent = crew.put("again", "waiter", 0)
-            assert waiter.take("crew", 0).wait(ENDS_S) == ["again"]
-            sent.wait(ENDS_S)
-            waiting = waiter.take("crew", 0)
-        assert "ConnectionError: worker group `crew` was closed" in str(failed(waiting))
+        launched_again(made, waiter)
