@@ -1,0 +1,373 @@
+"""Where sends meet receives: one actor that knows all worker groups of a driver.
+
+It carries what is small and references of what is large. Both ends of a transfer, and all ranks of
+a collective, describe what they expect; they learn together whether it fits. A rank that fails, or
+whose process dies, ends every wait for it with the first cause; also those that begin later, in
+calls that were issued before a driver was told of the failure (`issued`, in seconds of its clock).
+Answers are values, not exceptions, so that Ray logs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlinf_graph.backends.ray.workers.errors import Failure, death_of
+from rlinf_graph.backends.ray.workers.payload import About, Envelope
+from rlinf_graph.backends.ray.workers.waits import Peer, Wait, named, report
+
+DEATH_S = 5.0
+"""How long a broken connection of a group waits for the death that explains it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an operation ended without a result: `mismatch`, `timeout`, `closed` or `failure`."""
+
+    kind: str
+    text: str = ""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a receiver accepts: a tag, and what it knows of the value; None is anything."""
+
+    tag: int | str | None = None
+    kind: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+    def complaint(self, tag: int | str | None, about: About) -> str:
+        """What does not fit; empty when all does."""
+        if tag != self.tag:
+            return f"tag {tag!r} is sent, tag {self.tag!r} is expected"
+        for name in ("kind", "shape", "dtype"):
+            expected = getattr(self, name)
+            if expected is not None and expected != getattr(about, name):
+                return f"{about} is sent, {name} {expected} is expected"
+        return ""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a receiver gets: to be acknowledged by its number when the value is a reference."""
+
+    number: int
+    envelope: Envelope
+
+
+@dataclass(eq=False)
+class _Pending:
+    """One end of a transfer that waits for the other."""
+
+    wait: Wait
+    answer: asyncio.Future[Any]
+    what: Any
+    tag: int | str | None = None
+
+
+class _Group:
+    """The ranks that have joined under a name."""
+
+    def __init__(self, hosts: Sequence[Any], addresses: Sequence[str]) -> None:
+        self.size, self.addresses = len(hosts), list(addresses)
+        self.watches: list[asyncio.Task[None]] = []
+        self.rounds: list[dict[int, _Pending]] = []
+        self.failed: dict[int, Failure] = {}
+        self.dead: dict[int, Failure] = {}
+        self.death = asyncio.Event()
+
+    def trouble(self, rank: int | None = None) -> Iterator[tuple[bool, Failure]]:
+        """The first causes behind the failures of a rank, or of all; first those of the dead."""
+        for dead, known in ((True, self.dead), (False, self.failed)):
+            yield from ((dead, f.first) for at, f in known.items() if rank in (None, at))
+
+
+class _Turns:
+    """Brings calls into the order in which they were made: Ray may start them in another."""
+
+    def __init__(self) -> None:
+        self._next, self._waiting = 0, dict[int, asyncio.Future[None]]()
+
+    @contextlib.asynccontextmanager
+    async def of(self, number: int) -> AsyncIterator[None]:
+        if number != self._next:
+            self._waiting[number] = asyncio.get_running_loop().create_future()
+            await self._waiting[number]
+            del self._waiting[number]
+        try:
+            yield
+        finally:
+            self._next += 1
+            if self._next in self._waiting:
+                self._waiting[self._next].set_result(None)
+
+
+class Exchange:
+    """The meeting place. All methods are coroutines of one event loop."""
+
+    def __init__(self) -> None:
+        """No group has joined."""
+        self._names: set[str] = set()
+        self._closed: dict[str, tuple[float, Problem]] = {}
+        self._groups: dict[str, _Group] = {}
+        self._joined = asyncio.Condition()
+        self._sends: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
+        self._receives: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
+        self._fetching: dict[int, _Pending] = {}
+        self._turns: dict[tuple[Peer, str, Peer], _Turns] = defaultdict(_Turns)
+        self._waits: dict[int, Wait] = {}
+        self._seen: dict[str, float] = {}
+        self._count = 0
+
+    async def claim(self, name: str) -> bool:
+        """Take a name for a group that is about to start; False when it is taken."""
+        free = name not in self._names
+        self._names.add(name)
+        return free
+
+    async def join(self, name: str, hosts: Sequence[Any], addresses: Sequence[str]) -> None:
+        """Take a group in, whose name it has claimed, and watch its processes."""
+        group = self._groups[name] = _Group(hosts, addresses)
+        loop = asyncio.get_running_loop()
+        group.watches = [
+            loop.create_task(self._watch(name, rank, host)) for rank, host in enumerate(hosts)
+        ]
+        async with self._joined:
+            self._joined.notify_all()
+
+    async def leave(self, name: str, now: float) -> None:
+        """Forget a group; who waits for it gets its first failure, or that it was closed.
+
+        So do those that come later, in calls issued before, until there is such a group again.
+        """
+        self._names.discard(name)
+        group = self._groups.pop(name, None)
+        if group is None:
+            return
+        for watch in group.watches:
+            watch.cancel()
+        failure = next((failure for _dead, failure in group.trouble()), None)
+        problem = Problem("closed", f"worker group `{name}` was closed")
+        if failure is not None:
+            problem = Problem("failure", failure=failure)
+        self._closed[name] = (now, problem)
+        for rank in range(group.size):
+            self._end((name, rank), problem)
+        self._break(group, problem)
+        for key in [key for key in self._turns if key[0][0] == name]:
+            del self._turns[key]
+
+    async def size(self, name: str, timeout: float) -> int | Problem:
+        """How many ranks a group has; waits until it has joined."""
+        try:
+            async with asyncio.timeout(timeout), self._joined:
+                await self._joined.wait_for(lambda: name in self._groups)
+        except TimeoutError:
+            return Problem("timeout", f"no worker group `{name}` within {timeout:g} s")
+        return self._groups[name].size
+
+    async def seen(self, numbers: Sequence[str], now: float) -> None:
+        """A driver has been told of failures: calls that it issues from now on may ignore them."""
+        self._seen |= dict.fromkeys(numbers, now)
+
+    async def fail(self, peer: Peer, failure: Failure) -> Failure:
+        """A rank's method raised: end all waits for it. What is behind it, if it is known here."""
+        group = self._groups.get(peer[0])
+        if group is None:
+            return failure
+        if failure.broken_link:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEATH_S):
+                    await group.death.wait()
+            failure = replace(failure, origin=next(iter(group.dead.values()), None))
+        group.failed[peer[1]] = failure
+        self._spread(peer, group, failure)
+        return failure
+
+    async def send(
+        self, source: Peer, target: Peer, tag: int | str | None, envelope: Envelope,
+        number: int, issued: float, timeout: float,
+    ) -> Problem | None:  # fmt: skip
+        """Offer a value; answered when the receiver has it. `number` counts the pair's sends."""
+        mine = self._pending(Wait(source, (target,), f"sends {envelope.about} to"), envelope, tag)
+        async with self._turns[source, "send", target].of(number):
+            refused = self._refusal(target, issued)
+            if refused is None:
+                self._queue(self._sends, (source, target), mine)
+        return refused or await self._held(self._sends, (source, target), mine, timeout)
+
+    async def receive(
+        self, target: Peer, source: Peer, wanted: Wanted, number: int, issued: float,
+        timeout: float,
+    ) -> Receipt | Problem:  # fmt: skip
+        """Wait for the next value from a rank. `number` counts the pair's receives."""
+        mine = self._pending(Wait(target, (source,), "receives from"), wanted)
+        async with self._turns[target, "receive", source].of(number):
+            refused = self._refusal(source, issued)
+            if refused is None:
+                self._queue(self._receives, (source, target), mine)
+        return refused or await self._held(self._receives, (source, target), mine, timeout)
+
+    async def taken(self, number: int) -> None:
+        """A receiver has fetched what it was referred to."""
+        pending = self._fetching.pop(number, None)
+        if pending is not None and not pending.answer.done():
+            pending.answer.set_result(None)
+
+    async def meet(
+        self,
+        peer: Peer,
+        what: str,
+        same: About | None,
+        envelope: Envelope,
+        issued: float,
+        timeout: float,
+    ) -> list[Envelope] | Problem:
+        """Wait for all ranks of the group; what each has brought, in the order of ranks.
+
+        All have to say the same `what` and `same`: the operation, and what it works on.
+        """
+        group = self._groups[peer[0]]
+        failed = self._known(group, None, issued)
+        if failed is not None:
+            return failed
+        arrived = next((r for r in group.rounds if peer[1] not in r), None)
+        if arrived is None:
+            arrived = {}
+            group.rounds.append(arrived)
+        others = tuple((peer[0], rank) for rank in range(group.size) if rank not in arrived)
+        wait = Wait(peer, tuple(o for o in others if o != peer), f"is in `{what}` with")
+        arrived[peer[1]] = mine = self._pending(wait, (what, same, envelope))
+        if len(arrived) == group.size:
+            group.rounds.remove(arrived)
+            _settle(arrived)
+        answer = await self._answer(mine, timeout)
+        if isinstance(answer, Problem) and arrived in group.rounds:
+            group.rounds.remove(arrived)
+            missing = ", ".join(str(r) for r in range(group.size) if r not in arrived)
+            text = f"{answer.text}; of `{peer[0]}`, rank {missing} did not come to `{what}`"
+            answer = Problem(answer.kind, text, answer.failure)
+            _answer_all(arrived, answer)
+        return answer
+
+    def _queue(self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending) -> None:
+        queues[pair].append(mine)
+        self._match(pair)
+
+    async def _held(
+        self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending, timeout: float
+    ) -> Any:
+        """Wait until the other end has come, and leave the queue in any case."""
+        try:
+            return await self._answer(mine, timeout)
+        finally:
+            if mine in queues.get(pair, ()):
+                queues[pair].remove(mine)
+                if not queues[pair]:
+                    del queues[pair]
+
+    def _match(self, pair: tuple[Peer, Peer]) -> None:
+        """Bring the ends together in the order in which they came."""
+        sends, receives = self._sends[pair], self._receives[pair]
+        while sends and receives:
+            offer, want = sends.popleft(), receives.popleft()
+            complaint = want.what.complaint(offer.tag, offer.what.about)
+            if complaint:
+                text = f"{named(pair[0])} and {named(pair[1])} do not agree: {complaint}"
+                _answer_all({0: offer, 1: want}, Problem("mismatch", text))
+                continue
+            self._count += 1
+            want.answer.set_result(Receipt(self._count, offer.what))
+            if offer.what.reference:
+                self._fetching[self._count] = offer
+            else:
+                offer.answer.set_result(None)
+        for queues, queue in ((self._sends, sends), (self._receives, receives)):
+            if not queue:
+                queues.pop(pair, None)
+
+    def _pending(self, wait: Wait, what: Any, tag: int | str | None = None) -> _Pending:
+        return _Pending(wait, asyncio.get_running_loop().create_future(), what, tag)
+
+    async def _answer(self, mine: _Pending, timeout: float) -> Any:
+        """Wait for an answer; after `timeout` seconds it is a report of who waits for whom."""
+        self._waits[id(mine)] = mine.wait
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(mine.answer)
+        except TimeoutError:
+            if mine.answer.done():  # it came at the last moment, and the other end knows
+                return mine.answer.result()
+            told = report(mine.wait, self._waits.values(), self._groups.keys())
+            return Problem("timeout", f"nothing within {timeout:g} s: {told}")
+        finally:
+            del self._waits[id(mine)]
+
+    def _refusal(self, peer: Peer, issued: float) -> Problem | None:
+        """Why there is no point in waiting for a rank."""
+        group = self._groups.get(peer[0])
+        if group is None:
+            closed, problem = self._closed.get(peer[0], (-math.inf, None))
+            return problem if issued <= closed else None
+        if not 0 <= peer[1] < group.size:
+            return Problem("mismatch", f"`{peer[0]}` has {group.size} ranks: no rank {peer[1]}")
+        return self._known(group, peer[1], issued)
+
+    def _known(self, group: _Group, rank: int | None, issued: float) -> Problem | None:
+        """A failure that counts for a call: a death, or what no driver knew when it was issued."""
+        for dead, failure in group.trouble(rank):
+            if dead or self._seen.get(failure.number, issued) >= issued:
+                return Problem("failure", failure=failure)
+        return None
+
+    async def _watch(self, name: str, rank: int, host: Any) -> None:
+        try:
+            await host.alive.remote()
+        except Exception as error:  # whatever Ray has to say about the end of a process
+            group = self._groups[name]
+            group.dead[rank] = death_of(error, name, rank, group.addresses[rank])
+            group.death.set()
+            self._spread((name, rank), group, group.dead[rank])
+
+    def _spread(self, peer: Peer, group: _Group, failure: Failure) -> None:
+        problem = Problem("failure", failure=failure.first)
+        self._end(peer, problem)
+        self._break(group, problem)
+
+    def _end(self, peer: Peer, problem: Problem) -> None:
+        """Answer everything that a rank waits for, or that waits for it."""
+        for queues in (self._sends, self._receives):
+            for pair in [pair for pair in queues if peer in pair]:
+                _answer_all(dict(enumerate(queues.pop(pair))), problem)
+        for number in [n for n, p in self._fetching.items() if peer in (p.wait.who, *p.wait.on)]:
+            _answer_all({0: self._fetching.pop(number)}, problem)
+
+    def _break(self, group: _Group, problem: Problem) -> None:
+        """End all collectives of a group, so that its ranks are in step again."""
+        for arrived in group.rounds:
+            _answer_all(arrived, problem)
+        group.rounds.clear()
+
+
+def _settle(arrived: dict[int, _Pending]) -> None:
+    """All ranks are there: hand out what they brought, if they agree on what this is."""
+    whats = {rank: pending.what[:2] for rank, pending in sorted(arrived.items())}
+    if len(set(whats.values())) > 1:
+        told = "; ".join(f"rank {r}: {w} {a or ''}".rstrip() for r, (w, a) in whats.items())
+        _answer_all(arrived, Problem("mismatch", f"the ranks do not agree: {told}"))
+        return
+    brought = [arrived[rank].what[2] for rank in sorted(arrived)]
+    _answer_all(arrived, brought)
+
+
+def _answer_all(pending: dict[int, _Pending], answer: Any) -> None:
+    for one in pending.values():
+        if not one.answer.done():
+            one.answer.set_result(answer)

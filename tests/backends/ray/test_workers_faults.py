@@ -1,0 +1,111 @@
+"""What dies in a worker group ends every wait for it, with its cause, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from rlinf_graph.backends.ray.run import Seat
+from rlinf_graph.backends.ray.workers import Handle, Reservation, Worker, WorkerError, WorkerGroup
+from rlinf_graph.ir.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(120)
+ENDS_S = 10.0
+
+
+class Mortal(Worker):
+    def take(self, group: str, rank: int) -> Any:
+        return self.recv(group, rank)
+
+    def put(self, value: Any, group: str, rank: int) -> None:
+        self.send(value, group, rank)
+
+    def connect(self) -> list[float]:
+        """By the variables of the environment alone."""
+        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        return self.reduce()
+
+    def reduce(self) -> list[float]:
+        tensor = torch.ones(2)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def exit(self) -> None:
+        os._exit(7)
+
+    def hold(self) -> None:
+        threading.Event().wait()
+
+    def fail(self) -> None:
+        raise Refusal("no such answer")
+
+
+class Refusal(Exception):
+    """It cannot be pickled."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.lock = threading.Lock()
+
+
+def failed(handle: Handle) -> WorkerError:
+    with pytest.raises(WorkerError) as raised:
+        handle.wait(ENDS_S)
+    return raised.value
+
+
+def launched_again(made: Reservation, waiter: WorkerGroup) -> None:
+    """A new group of the name can be talked to, and its end is told."""
+    with WorkerGroup.launch(Mortal, (), made.on([0]), name="crew") as crew:
+        sent = crew.put("again", "waiter", 0)
+        assert waiter.take("crew", 0).wait(ENDS_S) == ["again"]
+        sent.wait(ENDS_S)
+        waiting = waiter.take("crew", 0)
+    assert "ConnectionError: worker group `crew` was closed" in str(failed(waiting))
+
+
+def test_faults_end_all_waits_with_their_cause_and_leave_nothing(
+    cores: Callable[..., Cluster], seats: dict[int, Seat]
+) -> None:
+    """An exception, `os._exit` and SIGKILL, the last in the middle of a reduction by gloo."""
+    with (
+        Reservation(cores(2, machines=2)) as made,
+        WorkerGroup.launch(Mortal, (), made.without_devices(1), name="waiter") as waiter,
+    ):
+        with WorkerGroup.launch(Mortal, (), made.on(range(3)), name="crew") as crew:
+            for process in (*waiter.processes, *crew.processes):
+                seats[process] = Seat("", process)
+            assert crew.connect().wait(30) == [[3.0, 3.0]] * 3
+
+            waiting = waiter.take("crew", 0)
+            error = failed(crew.on([0]).fail())
+            assert "`crew` rank 0" in str(error)
+            assert "Refusal: no such answer" in str(error)
+            assert failed(waiting).failure == error.failure
+
+            held, reducing = crew.on(1).hold(), crew.on([0, 2]).reduce()
+            os.kill(crew.processes[1], signal.SIGKILL)
+            error = failed(reducing)
+            assert (error.failure.rank, error.failure.kind) == (1, "died")
+            assert error.others in (1, 2)  # gloo may leave one of them waiting
+            assert failed(held).failure.rank == 1
+
+            waiting = waiter.take("crew", 2)
+            error = failed(crew.on(2).exit())
+            assert "`crew` rank 2" in str(error)
+            assert "in `exit`: its process died" in str(error)
+            later = failed(waiting)
+            assert (later.failure.rank, later.failure.kind, later.others) == (2, "died", 1)
+            assert (failed(waiter.put(1, "crew", 2)).failure.rank) == 2
+
+        with pytest.raises(RuntimeError, match="`crew` is closed"):
+            crew.reduce()
+        launched_again(made, waiter)
