@@ -25,7 +25,7 @@ def used_definitions(graph: Graph) -> dict[str, NodeDefinition]:
 @contextmanager
 def by_value(graph: Graph) -> Iterator[None]:
     """Inside the block, functions of modules that are no installed packages are sent whole."""
-    modules = [module for module in _modules(graph) if not _installed(module)]
+    modules = [module for module in _modules(graph) if not installed(module)]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -52,7 +52,7 @@ def _functions(value: Any) -> Iterator[Callable[..., Any]]:
             yield from _functions(inner)
 
 
-def _installed(module: ModuleType) -> bool:
+def installed(module: ModuleType) -> bool:
     """Whether workers find the module too: it is built in, or lies with the packages."""
     file = getattr(module, "__file__", None)
     if file is None or module.__name__.startswith("rlinf_graph."):

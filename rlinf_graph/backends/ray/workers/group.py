@@ -13,7 +13,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayError
 
-from rlinf_graph.backends.ray.shipping import _installed
+from rlinf_graph.backends.ray.shipping import installed
 from rlinf_graph.backends.ray.workers.dispatch import Collect, Dispatch, Spread, rule_of
 from rlinf_graph.backends.ray.workers.errors import WorkerError, death_of
 from rlinf_graph.backends.ray.workers.handle import Handle
@@ -232,7 +232,7 @@ class WorkerGroup:
         names = {kind.__module__ for kind in self._worker.__mro__}
         modules = [sys.modules[name] for name in names if name in sys.modules]
         known = set(cloudpickle.list_registry_pickle_by_value())
-        ours = [m for m in modules if not _installed(m) and m.__name__ not in known]
+        ours = [m for m in modules if not installed(m) and m.__name__ not in known]
         for module in ours:
             cloudpickle.register_pickle_by_value(module)
         try:
