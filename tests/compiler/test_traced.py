@@ -71,7 +71,7 @@ def tiny_work(call: rl.Call) -> rl.Work:
 
 
 @rl.node(unit=rl.SAMPLE, place=rl.Place.DEVICE, work=work)
-def weighed(rollouts: rl.Rollouts) -> rl.Rewards: ...
+def rated_by_module(rollouts: rl.Rollouts) -> rl.Rewards: ...
 
 
 @rl.node(unit=rl.SAMPLE, place=rl.Place.DEVICE, work=looking_work)
@@ -116,11 +116,11 @@ def row_of(compiled: Compiled, name: str) -> Row:
 
 
 def test_a_reward_model_of_ones_own_has_seconds_memory_and_devices() -> None:
-    compiled = compile_pipeline(pipeline_of(weighed), "8xH100")
-    row = row_of(compiled, "weighed")
+    compiled = compile_pipeline(pipeline_of(rated_by_module), "8xH100")
+    row = row_of(compiled, "rated_by_module")
     assert row.origin == "roofline"
     assert row.count > 0
-    tokens = compiled.graph.node("weighed").volume[0].tokens
+    tokens = compiled.graph.node("rated_by_module").volume[0].tokens
     weights = sum(weight.numel() for weight in _judge().parameters())
     assert row.memory is not None
     assert dict(row.memory.parts)["weights"] == 4 * weights
@@ -132,7 +132,7 @@ def test_a_reward_model_of_ones_own_has_seconds_memory_and_devices() -> None:
 
 def test_what_could_not_be_captured_is_told_and_counted() -> None:
     compiled = compile_pipeline(pipeline_of(looked), "8xH100")
-    whole = row_of(compile_pipeline(pipeline_of(weighed), "8xH100"), "weighed")
+    whole = row_of(compile_pipeline(pipeline_of(rated_by_module), "8xH100"), "rated_by_module")
     row, text = row_of(compiled, "looked"), " ".join(render_text(explain(compiled)).split())
     assert row.origin == "declared default"
     assert row.estimate.busy_s * row.count >= whole.estimate.busy_s * whole.count * 0.99
