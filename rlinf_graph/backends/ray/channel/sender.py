@@ -1,0 +1,259 @@
+"""A producer's end of a channel: fills leases and sends several items in one message."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rlinf_graph.backends.ray.channel import carry
+from rlinf_graph.backends.ray.channel.broker import Group, Notice, Reply
+from rlinf_graph.backends.ray.channel.carry import SMALL, Encoded
+from rlinf_graph.backends.ray.channel.errors import ChannelError, Closed
+from rlinf_graph.backends.ray.channel.state import Key, Row
+from rlinf_graph.backends.ray.channel.steps import Steps
+from rlinf_graph.backends.ray.channel.ticker import IDLE_S, LINGER_S, TICKER
+
+INSIDE = 90_000
+"""Bytes of items inside a message. Ray copies arguments of more than 100 KB to the object store."""
+
+BLOCK = 1 << 20
+"""Bytes of items that go out together, through the object store, when messages are on their way."""
+
+MOST = 2048
+"""Items of a lease, and of a message."""
+
+ON_THE_WAY = 2
+"""Messages of a producer that are not answered."""
+
+
+@dataclass
+class _Lease:
+    """Room at the broker for one key. `ask` grows while it is used quickly."""
+
+    items: int = 0
+    nbytes: int = 0
+    ask: int = 1
+    used: float = 0.0
+
+
+class Sender:
+    """Puts of one process. Threads may share it."""
+
+    def __init__(self, broker: Any, peer: str) -> None:
+        """Nothing is leased."""
+        self._broker, self._peer = broker, peer
+        self._lock = threading.Lock()
+        self._leases: dict[Key, _Lease] = {}
+        self._small: list[Encoded] = []
+        self._rows: dict[Key, list[Row]] = {}
+        self._nbytes = 0
+        self._groups: list[Group] = []
+        self._sent: deque[Any] = deque()
+        self._flushed = 0.0
+        self._ticking = self._closed = False
+        self._error: ChannelError | None = None
+        self._tickets = itertools.count()
+
+    def put(
+        self, encoded: Encoded, key: Key, weight: float, priority: float, timeout: float | None
+    ) -> Steps[None]:
+        """Put an item when there is room.
+
+        Raises:
+            Closed, TooLarge, Full, TimedOut, PeerFailed: see `Channel.put`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.try_put(encoded, key, weight, priority):
+            lease = self._lease(key)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ticket = (self._peer, "put", next(self._tickets))
+            asked = (ticket, key, encoded.nbytes, lease.ask, left)
+            reference = self._broker.lease.remote(*asked)
+            try:
+                reply: Reply = yield reference
+            except GeneratorExit:
+                self._broker.withdraw.remote(ticket)
+                with self._lock:
+                    self._sent.append((reference, key))
+                    self._watch()
+                raise
+            if reply.error is not None:
+                raise reply.error
+            self._add(key, reply.value)
+
+    def try_put(self, encoded: Encoded, key: Key, weight: float, priority: float) -> bool:
+        """Put an item into a lease; whether there was one that is large enough."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._closed:
+                raise Closed("put after close")
+            lease, size = self._leases.get(key), encoded.nbytes
+            if lease is None or lease.items < 1 or lease.nbytes < size:
+                self._flush()
+                self._collect()
+                lease = self._leases.get(key)
+                if lease is None or lease.items < 1 or lease.nbytes < size:
+                    return False
+            now = time.monotonic()
+            lease.items, lease.nbytes, lease.used = lease.items - 1, lease.nbytes - size, now
+            if size > SMALL:
+                self._seal()
+                block = ray.put(carry.large(encoded))
+                self._groups.append(Group(key, block, [Row(0, weight, size, priority)], lease.ask))
+                self._flush()
+            else:
+                self._append(encoded, key, weight, priority)
+                self._flush_when_due(now)
+            self._watch()
+            return True
+
+    def flush(self) -> Steps[None]:
+        """Wait until the broker knows of everything that was put.
+
+        Raises:
+            PeerFailed: when the channel has failed.
+        """
+        with self._lock:
+            self._flush()
+            sent = list(self._sent)
+        for reference, _key in sent:
+            yield reference
+        with self._lock:
+            self._collect()
+            if self._error is not None:
+                raise self._error
+
+    def close(self) -> Steps[None]:
+        """Send everything, give all leases back and tell that this producer is done."""
+        with self._lock:
+            self._closed = True
+        yield from self.flush()
+        with self._lock:
+            notices = self._returned(float("inf"))
+        if notices:
+            self._broker.tell.remote(self._peer, notices)
+        reply: Reply = yield self._broker.close.remote(self._peer)
+        if reply.error is not None:
+            raise reply.error
+
+    def tick(self, now: float) -> bool:
+        """Send what has waited; whether there is more to come."""
+        with self._lock:
+            try:
+                self._collect()
+                if self._small and now - self._flushed >= LINGER_S:
+                    self._flush()
+                if not (self._small or self._sent) and (notices := self._returned(now)):
+                    self._broker.tell.remote(self._peer, notices)
+            except Exception as error:  # the next put raises it; a thread has nobody to raise it at
+                self._error = self._error or ChannelError(f"{type(error).__name__}: {error}")
+            left = any(lease.items or lease.nbytes for lease in self._leases.values())
+            self._ticking = self._error is None and bool(self._small or self._sent or left)
+            return self._ticking
+
+    def _append(self, encoded: Encoded, key: Key, weight: float, priority: float) -> None:
+        row = Row(len(self._small), weight, encoded.nbytes, priority)
+        self._small.append(carry.snapshot(encoded))
+        self._nbytes += encoded.nbytes
+        rows = self._rows.get(key)
+        if rows is None:
+            self._rows[key] = [row]
+        else:
+            rows.append(row)
+
+    def _flush_when_due(self, now: float) -> None:
+        """A message that is full goes at once; so does the first one after a pause. While messages
+        are on their way, the next one grows."""
+        if self._nbytes >= BLOCK or len(self._small) >= MOST:
+            self._flush()
+        elif self._nbytes >= INSIDE or now - self._flushed >= LINGER_S:
+            self._collect(wait=False)
+            if len(self._sent) < ON_THE_WAY:
+                self._flush()
+            else:
+                self._flushed = now
+
+    def _seal(self) -> None:
+        """Small items become a block."""
+        if not self._small:
+            return
+        block = carry.pack(self._small)
+        if len(block.data) > INSIDE + SMALL // 8:
+            block = ray.put(carry.stored(block))
+        for key, rows in self._rows.items():
+            lease = self._leases[key]
+            lease.ask = min(2 * max(lease.ask, len(rows)), MOST)
+            self._groups.append(Group(key, block, rows, max(0, lease.ask - lease.items)))
+        self._small, self._rows, self._nbytes = [], {}, 0
+
+    def _flush(self) -> None:
+        self._seal()
+        if not self._groups:
+            return
+        groups, self._groups = self._groups, []
+        while len(self._sent) >= 2 * ON_THE_WAY:
+            self._take_reply(*self._sent.popleft())
+        self._sent.append((self._broker.put.remote(self._peer, groups), None))
+        self._flushed = time.monotonic()
+
+    def _collect(self, *, wait: bool = True) -> None:
+        """Take in replies. None of them waits for anything at the broker, unless abandoned."""
+        while self._sent:
+            reference, key = self._sent[0]
+            wait = wait and key is None and not self._ticking_thread()
+            if not wait and not ray.wait([reference], timeout=0)[0]:
+                return
+            self._sent.popleft()
+            self._take_reply(reference, key)
+
+    @staticmethod
+    def _ticking_thread() -> bool:
+        return threading.current_thread().name == "channels"
+
+    def _take_reply(self, reference: Any, key: Key) -> None:
+        reply: Reply = ray.get(reference)
+        if key is not None:
+            if reply.error is None:
+                self._add_locked(key, reply.value)
+            return
+        if reply.error is not None:
+            self._error = self._error or reply.error
+        for at, lease in reply.value.items():
+            self._add_locked(at, lease)
+
+    def _lease(self, key: Key) -> _Lease:
+        with self._lock:
+            return self._leases.setdefault(key, _Lease())
+
+    def _add(self, key: Key, more: tuple[int, int]) -> None:
+        with self._lock:
+            self._add_locked(key, more)
+            self._watch()
+
+    def _add_locked(self, key: Key, more: tuple[int, int]) -> None:
+        lease = self._leases.setdefault(key, _Lease())
+        lease.items, lease.nbytes = lease.items + more[0], lease.nbytes + more[1]
+        if any(more):
+            lease.used = time.monotonic()
+
+    def _returned(self, now: float) -> list[Notice]:
+        """Leases that have not been used for a while."""
+        notices: list[Notice] = []
+        for key, lease in list(self._leases.items()):
+            if now - lease.used >= IDLE_S:
+                if lease.items or lease.nbytes:
+                    notices.append(Notice(key, [], [], (lease.items, lease.nbytes)))
+                del self._leases[key]
+        return notices
+
+    def _watch(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            TICKER.watch(self)
