@@ -102,7 +102,7 @@ class Receiver:
         with self._lock:
             now = time.monotonic()
             quick = now - lane.last < QUICK_S and lane.asked
-            lane.want = min(2 * lane.want, MOST) if quick else 1
+            lane.want = min(4 * lane.want, MOST) if quick else 1
             lane.asked = now
             notice = self._notice(key, lane)
             count = lane.want
@@ -199,7 +199,7 @@ class Receiver:
         lane.taken.append(item.sequence)
         lane.last = time.monotonic()
         if lane.ahead is None and lane.want > 1 and 2 * len(lane.here) <= lane.want:
-            lane.want = min(2 * lane.want, MOST)
+            lane.want = min(4 * lane.want, MOST)
             notice = self._notice(key, lane)
             lane.ahead = self._broker.ahead.remote(self._peer, notice, lane.want)
         self._watch()

@@ -28,7 +28,10 @@ BLOCK = 1 << 20
 MOST = 2048
 """Items of a lease, and of a message."""
 
-ON_THE_WAY = 2
+FIRST = 16
+"""Items of a producer's first lease under a key."""
+
+ON_THE_WAY = 4
 """Messages of a producer that are not answered."""
 
 
@@ -38,7 +41,7 @@ class _Lease:
 
     items: int = 0
     nbytes: int = 0
-    ask: int = 1
+    ask: int = FIRST
     used: float = 0.0
 
 
@@ -55,7 +58,8 @@ class Sender:
         self._nbytes = 0
         self._groups: list[Group] = []
         self._sent: deque[Any] = deque()
-        self._flushed = 0.0
+        self._flushed = self._looked = 0.0
+        self._look_at = INSIDE
         self._ticking = self._closed = False
         self._error: ChannelError | None = None
         self._tickets = itertools.count()
@@ -106,7 +110,8 @@ class Sender:
             if size > SMALL:
                 self._seal()
                 block = ray.put(carry.large(encoded))
-                self._groups.append(Group(key, block, [Row(0, weight, size, priority)], lease.ask))
+                rows = [Row(0, weight, size, priority)]
+                self._groups.append(Group(key, block, rows, self._more(lease, 1)))
                 self._flush()
             else:
                 self._append(encoded, key, weight, priority)
@@ -169,16 +174,15 @@ class Sender:
             rows.append(row)
 
     def _flush_when_due(self, now: float) -> None:
-        """A message that is full goes at once; so does the first one after a pause. While messages
-        are on their way, the next one grows."""
+        """A block that is full goes at once; so does the first message after a pause. While a
+        message is on its way, the next one grows."""
         if self._nbytes >= BLOCK or len(self._small) >= MOST:
             self._flush()
-        elif self._nbytes >= INSIDE or now - self._flushed >= LINGER_S:
+        elif self._nbytes >= self._look_at or now - self._looked >= LINGER_S:
+            self._look_at, self._looked = self._nbytes + INSIDE, now
             self._collect(wait=False)
-            if len(self._sent) < ON_THE_WAY:
+            if not self._sent:
                 self._flush()
-            else:
-                self._flushed = now
 
     def _seal(self) -> None:
         """Small items become a block."""
@@ -189,16 +193,21 @@ class Sender:
             block = ray.put(carry.stored(block))
         for key, rows in self._rows.items():
             lease = self._leases[key]
-            lease.ask = min(2 * max(lease.ask, len(rows)), MOST)
-            self._groups.append(Group(key, block, rows, max(0, lease.ask - lease.items)))
-        self._small, self._rows, self._nbytes = [], {}, 0
+            self._groups.append(Group(key, block, rows, self._more(lease, len(rows))))
+        self._small, self._rows, self._nbytes, self._look_at = [], {}, 0, INSIDE
+
+    @staticmethod
+    def _more(lease: _Lease, items: int) -> int:
+        """Items to ask for beyond the lease: four times as many as have just been put."""
+        lease.ask = min(max(lease.ask, 4 * items), MOST)
+        return max(0, lease.ask - lease.items)
 
     def _flush(self) -> None:
         self._seal()
         if not self._groups:
             return
         groups, self._groups = self._groups, []
-        while len(self._sent) >= 2 * ON_THE_WAY:
+        while len(self._sent) >= ON_THE_WAY:
             self._take_reply(*self._sent.popleft())
         self._sent.append((self._broker.put.remote(self._peer, groups), None))
         self._flushed = time.monotonic()

@@ -28,7 +28,7 @@ from rlinf_graph.backends.ray.channel.errors import (
 Key = Any
 """What items are put under; any hashable value."""
 
-AHEAD = 4 << 20
+AHEAD = 64 << 20
 """Bytes that a consumer is given ahead of its gets, and a producer's lease when bytes are free."""
 
 
