@@ -93,16 +93,18 @@ class End:
         self.item, self.batch, self.got = item_of(case), case.batch, 0
         self.items = [item_of(case) for _ in range(case.batch)]
 
-    def ready(self) -> None:
-        """The process has started."""
+    def connect(self, channel: Channel, queue: Queue | None) -> None:
+        """What items pass through."""
+        self.through = {"channel": channel, "queue": queue, "queue-batched": queue}
 
     def accept(self, item: Any) -> int:
         """A call with an item."""
         self.got += 1
         return len(item)
 
-    def put(self, way: str, to: Any, items: int) -> None:
-        """Send items."""
+    def put(self, way: str, items: int, other: Any = None) -> None:
+        """Send items, in calls to the other end."""
+        to: Any = self.through.get(way, other)
         if way == "channel":
             for _ in range(items):
                 to.put(self.item)
@@ -121,8 +123,9 @@ class End:
                 flying.append(to.accept.remote(self.item))
             ray.get(list(flying))
 
-    def get(self, way: str, source: Any, items: int) -> None:
+    def get(self, way: str, items: int) -> None:
         """Receive items."""
+        source: Any = self.through[way]
         if way == "queue-batched":
             left = items // self.batch
             while left:
@@ -147,9 +150,10 @@ class Bench:
         self.case = case
         self.producers = [End.remote(case) for _ in range(case.pairs)]
         self.consumers = [End.remote(case) for _ in range(case.pairs)]
-        ray.get([end.ready.remote() for end in self.producers + self.consumers])
         self.channel = Channel.create()
         self.queue = Queue() if any(way.startswith("queue") for way in ways) else None
+        ends = self.producers + self.consumers
+        ray.get([end.connect.remote(self.channel, self.queue) for end in ends])
 
     def seconds(self, way: str, items: int) -> float:
         """Time until all `items` of each producer have come."""
@@ -158,11 +162,10 @@ class Bench:
             ray.get([end.store.remote(items) for end in self.producers])
         elif way == "calls":
             pairs = zip(self.producers, self.consumers, strict=True)
-            ray.get([one.put.remote(way, other, items) for one, other in pairs])
+            ray.get([one.put.remote(way, items, other) for one, other in pairs])
         else:
-            through = self.channel if way == "channel" else self.queue
-            sent = [end.put.remote(way, through, items) for end in self.producers]
-            ray.get(sent + [end.get.remote(way, through, items) for end in self.consumers])
+            sent = [end.put.remote(way, items) for end in self.producers]
+            ray.get(sent + [end.get.remote(way, items) for end in self.consumers])
         return time.perf_counter() - begin
 
     def calibrated(self, way: str, seconds: float) -> int:
@@ -228,7 +231,9 @@ def show(results: list[Result], found: dict[str, float]) -> None:
     print()
     for name, ratio in found.items():
         target = TARGETS.get(name)
-        note = "" if target is None else f"  target {target:g}{'' if ratio >= target else ' MISSED'}"
+        note = (
+            "" if target is None else f"  target {target:g}{'' if ratio >= target else ' MISSED'}"
+        )
         print(f"{name:<45}{ratio:>8.2f}{note}")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rlinf_graph.backends.ray.channel import peers
+from rlinf_graph.backends.ray.channel.carry import Block
 from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
 from rlinf_graph.backends.ray.channel.peers import Peer
+from rlinf_graph.backends.ray.channel.shared import Segment
 from rlinf_graph.backends.ray.channel.state import Exchange, Given, Item, Key, Limits, Row
 
 LOOKS_S = 0.5
@@ -27,12 +30,14 @@ class Group(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """What a consumer or producer tells about a key: items taken, items and lease given back."""
+    """What a consumer or producer tells about a key: items taken, items and lease given back,
+    and how many items of which segments it has finished reading."""
 
     key: Key
     taken: list[int]
     back: list[int]
     lease: tuple[int, int] = (0, 0)
+    freed: Sequence[tuple[Segment, int]] = ()
 
 
 class Run(NamedTuple):
@@ -83,11 +88,21 @@ class Broker:
         self._waiting: dict[Any, asyncio.Future[Any]] = {}
         self._peers: dict[str, Peer] = {}
         self._heard: dict[str, tuple[str, float]] = {}
+        self._unread: dict[Segment, int] = defaultdict(int)
+        self._freed: dict[str, list[Segment]] = defaultdict(list)
         self._messages = 0
         self._look: asyncio.Task[None] | None = None
 
     async def join(self, peer: Peer) -> Limits:
-        """A process will use the channel; what it may hold."""
+        """A process will use the channel; what it may hold.
+
+        Raises:
+            ChannelError: for a process of another machine, where memory is shared.
+        """
+        if self._exchange.limits.shares and peer.machine != peers.machine():
+            raise ChannelError(
+                f"{peer} is on another machine; create the channel with shared_memory=False"
+            )
         self._peers[peer.id] = peer
         if self._look is None:
             self._look = asyncio.create_task(self._watch())
@@ -104,7 +119,7 @@ class Broker:
         return await self._answer(ticket, future, timeout, f"put under key {key!r}", key)
 
     async def put(self, peer: str, groups: Sequence[Group]) -> Reply:
-        """Leased items are here; by key, what is leased besides."""
+        """Leased items are here; by key, what is leased besides; segments that are free."""
         self._hear(peer, "put")
         added: dict[Key, tuple[int, int]] = {}
         try:
@@ -112,9 +127,11 @@ class Broker:
                 more = self._exchange.put(peer, key, block, rows, ask)
                 items, nbytes = added.get(key, (0, 0))
                 added[key] = items + more[0], nbytes + more[1]
+                if isinstance(block, Block) and isinstance(block.data, Segment):
+                    self._unread[block.data] += len(rows)
         except ChannelError as error:
-            return Reply(added, error)
-        return Reply(added)
+            return Reply((added, []), error)
+        return Reply((added, self._freed.pop(peer, [])))
 
     async def take(
         self,
@@ -152,10 +169,14 @@ class Broker:
         if self._exchange.withdraw(ticket):
             self._resolve(ticket, TimedOut("withdrawn"))
 
-    async def close(self, peer: str) -> Reply:
+    async def close(self, closer: str) -> Reply:
         """A producer puts nothing more."""
-        self._exchange.close(peer)
+        self._exchange.close(closer)
         return Reply(self._exchange.closed, self._exchange.failure)
+
+    async def freed(self, peer: str) -> list[Segment]:
+        """Segments of a producer that are free."""
+        return self._freed.pop(peer, [])
 
     async def leave(self, peer: str) -> None:
         """A process is done with the channel."""
@@ -194,7 +215,12 @@ class Broker:
         self._heard[peer] = what, time.monotonic()
 
     def _note(self, peer: str, notice: Notice) -> None:
-        key, taken, back, lease = notice
+        key, taken, back, lease, freed = notice
+        for segment, count in freed:
+            self._unread[segment] -= count
+            if not self._unread[segment]:
+                del self._unread[segment]
+                self._freed[segment.peer].append(segment)
         if taken:
             self._exchange.confirm(peer, key, taken)
         if back:

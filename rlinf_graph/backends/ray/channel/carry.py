@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,11 @@ SMALL = 65_536
 ALIGNED = 64
 """Bytes; where data begin in a block."""
 
+Bytes = np.ndarray[Any, Any]
+
 Form = tuple[Any, ...]
 """What the bytes of an item are: `("array", dtype, shape)`, `("tensor", dtype, shape)`, `("bytes",)`
-or `("pickle",)`; then the sizes of its parts, where there are several."""
+or `("pickle",)`, whose parts are the pickle and its buffers."""
 
 
 class Encoded(NamedTuple):
@@ -35,8 +38,8 @@ class Encoded(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Items that travel together. `places[i]` has offset and size of each part of item i; the
-    parts of a large item are arrays of their own."""
+    """Items that travel together. `places[i]` has offset and size of each part of item i in the
+    data: bytes, an array from the object store, or a segment of shared memory."""
 
     forms: list[Form]
     places: list[tuple[tuple[int, int], ...]]
@@ -84,6 +87,26 @@ def pack(items: Sequence[Encoded]) -> Block:
     return Block([item.form for item in items], places, b"".join(pieces))
 
 
+def large(encoded: Encoded, memory: Bytes | None) -> Block:
+    """A block of one item, written into `memory` if there is any: data are then to be filled in.
+    Otherwise one for the object store, which copies it."""
+    arrays = [_flat(part) for part in encoded.parts]
+    if memory is None:
+        return Block([encoded.form], [tuple((0, len(array)) for array in arrays)], arrays)
+    places: list[tuple[int, int]] = []
+    at = 0
+    for array in arrays:
+        memory[at : at + len(array)] = array
+        places.append((at, len(array)))
+        at += len(array) + -len(array) % ALIGNED
+    return Block([encoded.form], [tuple(places)], None)
+
+
+def room(encoded: Encoded) -> int:
+    """Bytes that `large` may write."""
+    return encoded.nbytes + ALIGNED * len(encoded.parts)
+
+
 def snapshot(encoded: Encoded) -> Encoded:
     """The item as it is now: parts that do not change with the sender's arrays."""
     form, parts, nbytes = encoded
@@ -95,37 +118,42 @@ def stored(block: Block) -> Block:
     return block._replace(data=np.frombuffer(block.data, np.uint8))
 
 
-def large(encoded: Encoded) -> Block:
-    """A block of one item, for the object store, which copies it."""
-    arrays = [_flat(part) for part in encoded.parts]
-    return Block([encoded.form], [tuple((0, len(array)) for array in arrays)], arrays)
-
-
 class Opened:
-    """A block at its receiver. What is read from it shares the block's memory, which nobody else
-    reads: each item has one receiver."""
+    """A block at its receiver. Each item has one receiver, so that it may be written."""
 
-    def __init__(self, block: Block) -> None:
-        """Make the memory writable: tensors cannot be anything else."""
+    def __init__(self, block: Block, memory: Bytes | None) -> None:
+        """`memory` is what the block's segment is mapped to, if it lies in one."""
         self._forms, self._places, data = block
-        self._own = isinstance(data, list)
-        if self._own:
-            self._data: Any = [_writable(part) for part in data]
+        self.alone = len(self._forms) == 1
+        if memory is not None:
+            self._data: Any = memory
+        elif isinstance(data, list):
+            self._data = [_writable(part) for part in data]
         else:
             self._data = bytearray(data) if isinstance(data, bytes) else _writable(data)
 
-    def read(self, index: int) -> Any:
-        """Item number `index` of the block."""
+    def read(self, index: int, *, copied: bool) -> Any:
+        """Item number `index` of the block; it shares the block's memory unless it is `copied`."""
         form, places = self._forms[index], self._places[index]
-        if form[0] == "array" and not self._own:
+        if copied and form[0] == "array":
             (offset, size) = places[0]
             dtype = np.dtype(form[1])
             flat = np.frombuffer(self._data, dtype, size // dtype.itemsize, offset)
-            return flat.reshape(form[2])
-        return _decode(form, [self._part(number, place) for number, place in enumerate(places)])
+            return flat.reshape(form[2]).copy()
+        parts = [self._part(number, place) for number, place in enumerate(places)]
+        return _decode(form, [part.copy() for part in parts] if copied else parts)
 
-    def _part(self, number: int, place: tuple[int, int]) -> Any:
-        if self._own:
+    def read_whole(self, release: Callable[[], None]) -> Any:
+        """The item of a segment that it has for itself; `release` is called when nothing reads
+        its memory any more."""
+        shared = _Shared(self._data)
+        weakref.finalize(shared, release).atexit = False
+        data = np.asarray(shared)
+        parts = [data[offset : offset + size] for offset, size in self._places[0]]
+        return _decode(self._forms[0], parts)
+
+    def _part(self, number: int, place: tuple[int, int]) -> Bytes:
+        if isinstance(self._data, list):
             return self._data[number]
         return np.frombuffer(self._data, np.uint8, place[1], place[0])
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import uuid
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import ray
 
-from rlinf_graph.backends.ray.channel import carry, names, peers, steps
+from rlinf_graph.backends.ray.channel import carry, end, names, shared, steps
 from rlinf_graph.backends.ray.channel.broker import Broker, Statistics
-from rlinf_graph.backends.ray.channel.errors import ChannelError, EndOfStream, PeerFailed
-from rlinf_graph.backends.ray.channel.receiver import Receiver
-from rlinf_graph.backends.ray.channel.sender import Sender
+from rlinf_graph.backends.ray.channel.errors import Closed, EndOfStream, PeerFailed
 from rlinf_graph.backends.ray.channel.state import Key, Limits
 
 WAITERS = 10_000
@@ -43,13 +43,10 @@ class Channel:
             ChannelError: when the channel does not exist any more.
         """
         self._broker, self.name = broker, name
-        self._peer = peers.this_peer()
-        try:
-            ray.get(broker.join.remote(self._peer))
-        except ray.exceptions.RayError as error:
-            raise steps.lost(error) from error
-        self._sender = Sender(broker, self._peer.id)
-        self._receiver = Receiver(broker, self._peer.id)
+        self._end = end.end_of(broker)
+        self._sender, self._receiver = self._end.sender, self._end.receiver
+        self._id, self._closed = uuid.uuid4().hex, False
+        weakref.finalize(self, end.drop, self._end).atexit = False
 
     @classmethod
     def create(
@@ -60,6 +57,7 @@ class Channel:
         capacity_bytes: int | None = None,
         prioritised: bool = False,
         producers: int = 1,
+        shared_memory: bool | None = None,
     ) -> Channel:
         """A new channel. It lives as long as the process that creates it.
 
@@ -69,7 +67,10 @@ class Channel:
                 those on their way; no limit where it is None.
             capacity_bytes: Likewise, of the items' data.
             prioritised: Items of a higher priority first, those of the same one by age.
-            producers: How many ends have to close until the stream ends.
+            producers: How many `Channel` objects have to close until the stream ends.
+            shared_memory: Whether data may pass through memory of this machine, which all processes
+                have to be on; None where the Ray cluster has no other machine now. Otherwise they
+                pass through the object store.
 
         Raises:
             NameTaken: while another channel with that name is not closed.
@@ -80,7 +81,9 @@ class Channel:
             capacity_bytes,
         ):
             raise ValueError("capacity, capacity_bytes and producers are at least 1")
-        limits = Limits(capacity or math.inf, capacity_bytes or math.inf, prioritised, producers)
+        shares = (_one_machine() if shared_memory is None else shared_memory) and shared.possible()
+        most = capacity or math.inf, capacity_bytes or math.inf
+        limits = Limits(*most, prioritised, producers, shares)
         actor = ray.remote(num_cpus=0, max_concurrency=WAITERS)(Broker)
         if not name:
             return cls(actor.remote(limits))
@@ -115,7 +118,7 @@ class Channel:
             PeerFailed: the first failure of a producer or a consumer.
             ValueError: for a negative weight.
         """
-        _require_weight(weight)
+        self._require_open(weight)
         encoded = carry.encode(item)
         if not self._sender.try_put(encoded, key, weight, priority):
             steps.block(self._sender.put(encoded, key, weight, priority, timeout))
@@ -140,7 +143,7 @@ class Channel:
         timeout: float | None = None,
     ) -> None:
         """`put` for event loops."""
-        _require_weight(weight)
+        self._require_open(weight)
         await steps.wait(self._sender.put(carry.encode(item), key, weight, priority, timeout))
 
     def get(self, key: Key = None, *, timeout: float | None = None) -> Any:
@@ -167,7 +170,9 @@ class Channel:
         """`get` for event loops. When it is cancelled, the item stays in the channel."""
         return await steps.wait(self._receiver.get(key, timeout, own=False))
 
-    def get_batch(self, weight: float, key: Key = None, *, timeout: float | None = None) -> list[Any]:
+    def get_batch(
+        self, weight: float, key: Key = None, *, timeout: float | None = None
+    ) -> list[Any]:
         """Take the fewest next items whose weights come to at least `weight`, all or none.
 
         There is at least one item; one that is heavier comes alone. Callers are served in their
@@ -211,21 +216,20 @@ class Channel:
         Raises:
             PeerFailed: the first failure of a producer or a consumer.
         """
-        steps.block(self._sender.close())
+        self._closed = True
+        steps.block(self._sender.close(self._id))
         if self.name and ray.get(self._broker.is_over.remote()):
             names.release(self.name, self._broker)
 
     def leave(self) -> None:
         """This process is done: nothing is lost and its death is no failure from now on."""
-        with contextlib.suppress(ChannelError):
-            self.flush()
-        self._receiver.leave()
-        ray.get(self._broker.leave.remote(self._peer.id))
+        self._end.leave()
 
     def fail(self, error: BaseException) -> None:
         """Raise an error at everybody who uses the channel, now and later. The first one stays."""
-        failure = PeerFailed(f"{self._peer} failed: {type(error).__name__}: {error}")
-        ray.get(self._broker.fail.remote(self._peer.id, failure))
+        peer = self._end.peer
+        failure = PeerFailed(f"{peer} failed: {type(error).__name__}: {error}")
+        ray.get(self._broker.fail.remote(peer.id, failure))
         if self.name:
             names.release(self.name, self._broker)
 
@@ -243,10 +247,15 @@ class Channel:
         else:
             self.fail(error)
 
+    def _require_open(self, weight: float) -> None:
+        if not weight >= 0:
+            raise ValueError(f"a weight is at least 0, not {weight}")
+        if self._closed:
+            raise Closed("this end of the channel is closed")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Channel, (self._broker, self.name)
 
 
-def _require_weight(weight: float) -> None:
-    if not weight >= 0:
-        raise ValueError(f"a weight is at least 0, not {weight}")
+def _one_machine() -> bool:
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import ray
 
 from rlinf_graph.backends.ray.channel.broker import Notice, Reply, Run
-from rlinf_graph.backends.ray.channel.carry import Opened
+from rlinf_graph.backends.ray.channel.carry import Block, Opened
+from rlinf_graph.backends.ray.channel.shared import Segment, Window
 from rlinf_graph.backends.ray.channel.state import Key
 from rlinf_graph.backends.ray.channel.steps import Steps
 from rlinf_graph.backends.ray.channel.ticker import IDLE_S, LINGER_S, TICKER
@@ -25,18 +26,23 @@ MOST = 2048
 
 
 class _Source:
-    """A block that is read when its first item is."""
+    """A block that is opened when its first item is read. `segment` is where it lies, if it is in
+    shared memory."""
 
     def __init__(self, block: Any) -> None:
         """A block, or a reference of one."""
-        self.reference = block if isinstance(block, ray.ObjectRef) else None
-        self.opened = None if self.reference is not None else Opened(block)
+        self.block, self.opened, self.segment = block, None, None
+        if isinstance(block, Block) and isinstance(block.data, Segment):
+            self.segment = block.data
 
-    def open(self) -> Steps[Opened]:
+    def open(self, window: Window) -> Steps[Opened]:
         """The block, fetched once."""
         if self.opened is None:
-            block = yield self.reference
-            self.opened, self.reference = Opened(block), None
+            block = self.block
+            if isinstance(block, ray.ObjectRef):
+                block = yield block
+            self.opened = Opened(block, window.open(self.segment) if self.segment else None)
+            self.block = None
         return self.opened
 
 
@@ -68,6 +74,8 @@ class Receiver:
         self._broker, self._peer = broker, peer
         self._lock = threading.Lock()
         self._lanes: dict[Key, _Lane] = {}
+        self._window = Window()
+        self._freed: deque[Segment] = deque()
         self._orphans: list[tuple[Any, Key]] = []
         self._ticking = False
         self._tickets = itertools.count()
@@ -79,7 +87,9 @@ class Receiver:
             if lane is None or not lane.here or lane.here[0].source.opened is None:
                 return None
             source, index, _sequence = self._pop(key, lane)
-        return (source.opened.read(index),)  # pyright: ignore[reportOptionalMemberAccess] looked above
+        opened = source.opened
+        assert opened is not None
+        return (self._value(source, opened, index),)
 
     def get(self, key: Key, timeout: float | None, *, own: bool) -> Steps[Any]:
         """The next item. `own` says that the caller cannot be cancelled while it waits.
@@ -206,8 +216,20 @@ class Receiver:
         return item
 
     def _read(self, item: _Here) -> Steps[Any]:
-        opened = yield from item.source.open()
-        return opened.read(item.index)
+        opened = yield from item.source.open(self._window)
+        return self._value(item.source, opened, item.index)
+
+    def _value(self, source: _Source, opened: Opened, index: int) -> Any:
+        """An item, and when its memory is free."""
+        segment = source.segment
+        if segment is None:
+            return opened.read(index, copied=False)
+        if opened.alone:
+            freed = self._freed
+            return opened.read_whole(lambda: freed.append(segment))
+        value = opened.read(index, copied=True)
+        self._freed.append(segment)
+        return value
 
     def _absorb_ahead(self, lane: _Lane, ahead: Any, reply: Reply) -> None:
         if lane.ahead is ahead:
@@ -243,7 +265,11 @@ class Receiver:
         if back:
             returned = [item.sequence for item in lane.here]
             lane.here.clear()
-        return Notice(key, taken, returned)
+        freed: dict[Segment, int] = {}
+        while self._freed:
+            segment = self._freed.popleft()
+            freed[segment] = freed.get(segment, 0) + 1
+        return Notice(key, taken, returned, freed=tuple(freed.items()))
 
     def _lane(self, key: Key) -> _Lane:
         lane = self._lanes.get(key)

@@ -6,15 +6,18 @@ import itertools
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from rlinf_graph.backends.ray.channel import carry
 from rlinf_graph.backends.ray.channel.broker import Group, Notice, Reply
-from rlinf_graph.backends.ray.channel.carry import SMALL, Encoded
-from rlinf_graph.backends.ray.channel.errors import ChannelError, Closed
+from rlinf_graph.backends.ray.channel.carry import SMALL, Block, Encoded
+from rlinf_graph.backends.ray.channel.errors import ChannelError
+from rlinf_graph.backends.ray.channel.shared import Pool, Segment
 from rlinf_graph.backends.ray.channel.state import Key, Row
 from rlinf_graph.backends.ray.channel.steps import Steps
 from rlinf_graph.backends.ray.channel.ticker import IDLE_S, LINGER_S, TICKER
@@ -48,9 +51,10 @@ class _Lease:
 class Sender:
     """Puts of one process. Threads may share it."""
 
-    def __init__(self, broker: Any, peer: str) -> None:
-        """Nothing is leased."""
+    def __init__(self, broker: Any, peer: str, *, shares: bool) -> None:
+        """Nothing is leased. `shares` says that all processes are on one machine."""
         self._broker, self._peer = broker, peer
+        self._pool = Pool(peer) if shares else None
         self._lock = threading.Lock()
         self._leases: dict[Key, _Lease] = {}
         self._small: list[Encoded] = []
@@ -60,7 +64,7 @@ class Sender:
         self._sent: deque[Any] = deque()
         self._flushed = self._looked = 0.0
         self._look_at = INSIDE
-        self._ticking = self._closed = False
+        self._ticking = False
         self._error: ChannelError | None = None
         self._tickets = itertools.count()
 
@@ -96,8 +100,6 @@ class Sender:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            if self._closed:
-                raise Closed("put after close")
             lease, size = self._leases.get(key), encoded.nbytes
             if lease is None or lease.items < 1 or lease.nbytes < size:
                 self._flush()
@@ -109,7 +111,7 @@ class Sender:
             lease.items, lease.nbytes, lease.used = lease.items - 1, lease.nbytes - size, now
             if size > SMALL:
                 self._seal()
-                block = ray.put(carry.large(encoded))
+                block = self._place_large(encoded)
                 rows = [Row(0, weight, size, priority)]
                 self._groups.append(Group(key, block, rows, self._more(lease, 1)))
                 self._flush()
@@ -135,18 +137,29 @@ class Sender:
             if self._error is not None:
                 raise self._error
 
-    def close(self) -> Steps[None]:
-        """Send everything, give all leases back and tell that this producer is done."""
-        with self._lock:
-            self._closed = True
+    def close(self, closer: str) -> Steps[None]:
+        """Send everything, give all leases back and tell that a producer is done."""
         yield from self.flush()
         with self._lock:
             notices = self._returned(float("inf"))
-        if notices:
-            self._broker.tell.remote(self._peer, notices)
-        reply: Reply = yield self._broker.close.remote(self._peer)
+            if notices:
+                self._broker.tell.remote(self._peer, notices)
+            closed = self._broker.close.remote(closer)
+        reply: Reply = yield closed
         if reply.error is not None:
             raise reply.error
+
+    def take_back(self, segments: Sequence[Segment]) -> None:
+        """Memory that has been read."""
+        with self._lock:
+            for segment in segments:
+                if self._pool:
+                    self._pool.give_back(segment)
+
+    def unread(self) -> bool:
+        """Whether others may still read memory of this process."""
+        with self._lock:
+            return self._pool is not None and self._pool.in_use()
 
     def tick(self, now: float) -> bool:
         """Send what has waited; whether there is more to come."""
@@ -190,11 +203,27 @@ class Sender:
             return
         block = carry.pack(self._small)
         if len(block.data) > INSIDE + SMALL // 8:
-            block = ray.put(carry.stored(block))
+            block = self._place_block(block)
         for key, rows in self._rows.items():
             lease = self._leases[key]
             self._groups.append(Group(key, block, rows, self._more(lease, len(rows))))
         self._small, self._rows, self._nbytes, self._look_at = [], {}, 0, INSIDE
+
+    def _place_block(self, block: Block) -> Any:
+        """The block's data in shared memory or in the object store."""
+        found = self._pool.take(len(block.data)) if self._pool else None
+        if found is None:
+            return ray.put(carry.stored(block))
+        segment, memory = found
+        memory[: len(block.data)] = np.frombuffer(block.data, np.uint8)
+        return block._replace(data=segment)
+
+    def _place_large(self, encoded: Encoded) -> Any:
+        found = self._pool.take(carry.room(encoded)) if self._pool else None
+        if found is None:
+            return ray.put(carry.large(encoded, None))
+        segment, memory = found
+        return carry.large(encoded, memory)._replace(data=segment)
 
     @staticmethod
     def _more(lease: _Lease, items: int) -> int:
@@ -234,8 +263,12 @@ class Sender:
             return
         if reply.error is not None:
             self._error = self._error or reply.error
-        for at, lease in reply.value.items():
+        added, freed = reply.value
+        for at, lease in added.items():
             self._add_locked(at, lease)
+        for segment in freed:
+            if self._pool:
+                self._pool.give_back(segment)
 
     def _lease(self, key: Key) -> _Lease:
         with self._lock:

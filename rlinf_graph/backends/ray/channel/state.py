@@ -53,12 +53,14 @@ class Item(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What each key of a channel may hold, and how often `close` is called until it is closed."""
+    """What each key of a channel may hold, and how often `close` is called until it is closed.
+    `shares` says that its processes share memory."""
 
     items: float = math.inf
     nbytes: float = math.inf
     prioritised: bool = False
     producers: int = 1
+    shares: bool = False
 
 
 class Room(NamedTuple):
@@ -153,7 +155,7 @@ class Exchange:
         Answers with the numbers of items and bytes; or `Closed`, `TooLarge`, `Full`.
         """
         self.producers.add(peer)
-        if error := self.failure or self._put_error(peer, nbytes):
+        if error := self.failure or self._put_error(nbytes):
             self._resolve(ticket, error)
             return
         lane = self.lanes[key]
@@ -164,7 +166,9 @@ class Exchange:
         lane.rooms.append(room)
         self._settle(lane)
 
-    def put(self, peer: str, key: Key, block: Any, rows: Sequence[Row], ask: int) -> tuple[int, int]:
+    def put(
+        self, peer: str, key: Key, block: Any, rows: Sequence[Row], ask: int
+    ) -> tuple[int, int]:
         """Take in leased items; the lease that is added for up to `ask` more.
 
         Raises:
@@ -185,7 +189,7 @@ class Exchange:
             lane.push(Item(order, self._sequence, weight, nbytes, block, index))
         lane.came += len(rows)
         lane.most = max(lane.most, len(lane.queue))
-        added = self._extra(lane, peer, ask) if not self._put_error(peer, 0) else (0, 0)
+        added = self._extra(lane, peer, ask) if not self._put_error(0) else (0, 0)
         self._grant(lane, peer, *added)
         self._settle(lane)
         return added
@@ -251,13 +255,12 @@ class Exchange:
                 lane.push(held.pop(sequence))
         self._settle(lane)
 
-    def close(self, peer: str) -> None:
+    def close(self, closer: str) -> None:
         """A producer puts nothing more; the last one ends the stream."""
-        self.closers.add(peer)
+        self.closers.add(closer)
         for lane in list(self.lanes.values()):
-            for room in [r for r in lane.rooms if self._put_error(r.peer, 0)]:
-                lane.rooms.remove(room)
-                self._resolve(room.ticket, self._put_error(room.peer, 0))
+            while lane.rooms and (error := self._put_error(0)):
+                self._resolve(lane.rooms.popleft().ticket, error)
             self._settle(lane)
 
     def fail(self, error: PeerFailed) -> None:
@@ -302,8 +305,8 @@ class Exchange:
             f"{len(lane.wants)} wait to get"
         )
 
-    def _put_error(self, peer: str, nbytes: int) -> ChannelError | None:
-        if self.closed or peer in self.closers:
+    def _put_error(self, nbytes: int) -> ChannelError | None:
+        if self.closed:
             return Closed("put into a channel that is closed")
         if nbytes > self.limits.nbytes:
             size = f"{nbytes} bytes; the channel may hold {self.limits.nbytes:g}"

@@ -1,0 +1,90 @@
+"""What the `Channel` objects of one process have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from rlinf_graph.backends.ray.channel import peers, steps
+from rlinf_graph.backends.ray.channel.errors import ChannelError
+from rlinf_graph.backends.ray.channel.receiver import Receiver
+from rlinf_graph.backends.ray.channel.sender import Sender
+from rlinf_graph.backends.ray.channel.state import Limits
+
+
+class End:
+    """This process's producer and consumer of a channel, for all `Channel` objects of it.
+
+    It stays while somebody may read memory of this process.
+    """
+
+    def __init__(self, broker: Any) -> None:
+        """Make the process known to the broker.
+
+        Raises:
+            ChannelError: where the channel does not take it, or does not exist any more.
+        """
+        self.broker, self.peer, self.users = broker, peers.this_peer(), 0
+        try:
+            limits: Limits = ray.get(broker.join.remote(self.peer))
+        except RayTaskError as error:
+            raise ChannelError(str(error.cause)) from None
+        except RayError as error:
+            raise steps.lost(error) from error
+        self.sender = Sender(broker, self.peer.id, shares=limits.shares)
+        self.receiver = Receiver(broker, self.peer.id)
+
+    def leave(self) -> None:
+        """Send and give back everything; the death of this process is no failure from now on."""
+        with contextlib.suppress(ChannelError):
+            steps.block(self.sender.flush())
+        self.receiver.leave()
+        ray.get(self.broker.leave.remote(self.peer.id))
+
+    def unread(self) -> bool:
+        """Whether memory of this process is still to be read by others."""
+        try:
+            self.sender.take_back(ray.get(self.broker.freed.remote(self.peer.id)))
+        except RayError:
+            return False
+        return self.sender.unread()
+
+
+_ENDS: dict[Any, End] = {}
+_LOCK = threading.RLock()
+
+
+def end_of(broker: Any) -> End:
+    """The end of a channel in this process, for one more user.
+
+    Raises:
+        ChannelError: see `End`.
+    """
+    with _LOCK:
+        _sweep()
+        name = broker._actor_id
+        if name not in _ENDS:
+            _ENDS[name] = End(broker)
+        _ENDS[name].users += 1
+        return _ENDS[name]
+
+
+def drop(end: End) -> None:
+    """One user less; after the last one the end leaves. Called when a `Channel` is collected."""
+    with _LOCK:
+        end.users -= 1
+        if not end.users and ray.is_initialized():
+            with contextlib.suppress(RayError):
+                end.leave()
+            _sweep()
+
+
+def _sweep() -> None:
+    """Forget ends without users, when their memory has been read."""
+    for name, end in list(_ENDS.items()):
+        if not end.users and not end.unread():
+            del _ENDS[name]
