@@ -174,9 +174,9 @@ class Broker:
         self._exchange.close(closer)
         return Reply(self._exchange.closed, self._exchange.failure)
 
-    async def freed(self, peer: str) -> list[Segment]:
-        """Segments of a producer that are free."""
-        return self._freed.pop(peer, [])
+    async def freed(self, peer: str) -> list[Segment] | None:
+        """Segments of a producer that are free; None for all, when the channel has failed."""
+        return None if self._exchange.failure else self._freed.pop(peer, [])
 
     async def leave(self, peer: str) -> None:
         """A process is done with the channel."""

@@ -25,8 +25,8 @@ ALIGNED = 64
 Bytes = np.ndarray[Any, Any]
 
 Form = tuple[Any, ...]
-"""What the bytes of an item are: `("array", dtype, shape)`, `("tensor", dtype, shape)`, `("bytes",)`
-or `("pickle",)`, whose parts are the pickle and its buffers."""
+"""What the bytes of an item are: `("array", dtype, shape)`, `("tensor", dtype, shape)`,
+`("bytes",)` or `("pickle",)`, whose parts are the pickle and its buffers."""
 
 
 class Encoded(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 from typing import Any
@@ -48,9 +49,12 @@ class End:
     def unread(self) -> bool:
         """Whether memory of this process is still to be read by others."""
         try:
-            self.sender.take_back(ray.get(self.broker.freed.remote(self.peer.id)))
+            freed = ray.get(self.broker.freed.remote(self.peer.id))
         except RayError:
             return False
+        if freed is None:
+            return False
+        self.sender.take_back(freed)
         return self.sender.unread()
 
 
@@ -74,13 +78,27 @@ def end_of(broker: Any) -> End:
 
 
 def drop(end: End) -> None:
-    """One user less; after the last one the end leaves. Called when a `Channel` is collected."""
+    """A `Channel` is collected. That may happen anywhere, also while locks are held, so that a
+    thread does the rest."""
+    threading.Thread(target=_drop, args=(end,), daemon=True).start()
+
+
+def _drop(end: End) -> None:
+    """One user less; after the last one the end leaves."""
     with _LOCK:
         end.users -= 1
         if not end.users and ray.is_initialized():
             with contextlib.suppress(RayError):
                 end.leave()
             _sweep()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """A process that ends in order has not failed."""
+    for end in list(_ENDS.values()) if ray.is_initialized() else []:
+        with contextlib.suppress(RayError, ChannelError):
+            end.leave()
 
 
 def _sweep() -> None:
