@@ -187,14 +187,16 @@ class Traffic(RuleBasedStateMachine):
 
     items: float = 5
     nbytes: float = 12
+    ordered: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         self.answers: dict[Any, Any] = {}
-        limits = Limits(self.items, self.nbytes, producers=2)
+        limits = Limits(self.items, self.nbytes, producers=2, ordered=self.ordered)
         self.exchange = Exchange(limits, self.answer)
         self.numbers = itertools.count()
         self.goals: dict[Any, float] = {}
+        self.newest: dict[tuple[str, str], int] = {}
         self.put_in: dict[str, list[int]] = {"a": [], "b": []}
         self.got: dict[str, list[int]] = {"a": [], "b": []}
         self.leased: dict[tuple[str, str], list[int]] = {}
@@ -219,6 +221,7 @@ class Traffic(RuleBasedStateMachine):
         assert all(item.sequence > numbers[-1] for item in queue)
         self.got[key] += numbers[: answer.taken]
         self.held.setdefault((peer, key), []).extend(numbers[answer.taken :])
+        self.see(peer, key, numbers[: answer.taken])
         if what == "batch":
             target, weights = self.goals[ticket], [item.weight for item in answer.items]
             assert sum(weights[:-1]) < target or len(weights) == 1
@@ -273,6 +276,7 @@ class Traffic(RuleBasedStateMachine):
         held = self.held.get((peer, key), [])
         taken, self.held[peer, key] = held[:count], [] if back else held[count:]
         self.got[key] += taken
+        self.see(peer, key, taken)
         self.exchange.confirm(peer, key, taken)
         if back:
             self.exchange.put_back(peer, key, held[count:])
@@ -316,7 +320,10 @@ class Traffic(RuleBasedStateMachine):
         for lane in self.exchange.lanes.values():
             if lane.rooms:
                 assert not self.exchange._fits(lane, lane.rooms[0].nbytes)
-            if lane.wants and lane.queue:
+            alone = not self.ordered or not lane.others_hold(
+                lane.wants[0].peer if lane.wants else ""
+            )
+            if lane.wants and lane.queue and alone:
                 target = lane.wants[0].target
                 assert target is not None
                 assert lane.weight < target
@@ -341,6 +348,14 @@ class Unlimited(Traffic):
     items = nbytes = math.inf
 
 
+class Ordered(Traffic):
+    """No consumer sees an item after a younger one."""
+
+    ordered = True
+
+
+TestOrdered = Ordered.TestCase
+TestOrdered.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestTraffic = Traffic.TestCase
 TestTraffic.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestUnlimited = Unlimited.TestCase

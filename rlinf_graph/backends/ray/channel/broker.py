@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rlinf_graph.backends.ray.channel import peers
 from rlinf_graph.backends.ray.channel.carry import Block
 from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
-from rlinf_graph.backends.ray.channel.peers import Peer
+from rlinf_graph.backends.ray.channel.peers import Fate, Peer
 from rlinf_graph.backends.ray.channel.shared import Segment
 from rlinf_graph.backends.ray.channel.state import Exchange, Given, Item, Key, Limits, Row
 
@@ -266,10 +266,12 @@ class Broker:
         while self._exchange.failure is None:
             await asyncio.sleep(LOOKS_S)
             for peer in list(self._peers.values()):
-                why = await asyncio.to_thread(peers.gone, peer)
-                if why and peer.id in self._peers:
-                    del self._peers[peer.id]
-                    self._exchange.fail(PeerFailed(f"{peer} died without leaving: {why}"))
+                fate = await asyncio.to_thread(peers.fate, peer)
+                if fate is Fate.ALIVE or peer.id not in self._peers:
+                    continue
+                await self.leave(peer.id)
+                if fate is Fate.DEAD:
+                    self._exchange.fail(PeerFailed(f"{peer} died without leaving"))
 
 
 def _runs(items: Sequence[Item]) -> list[Run]:

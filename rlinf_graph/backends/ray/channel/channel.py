@@ -30,7 +30,9 @@ WAITERS = 10_000
 class Channel:
     """A queue of items by key, between any number of producers and consumers.
 
-    Items of one producer under one key arrive in their order, and each item arrives once. An item
+    Each item arrives once. Items of one producer under one key arrive in their order; where several
+    consumers share a key, one that reads quickly is given items ahead, and those that it gives back
+    may come later than younger ones, unless the channel is `ordered`. An item
     belongs to its receiver: arrays and tensors share memory with the object store and may be
     written. Tensors arrive on the CPU and without gradients. Items of more than 64 KB belong to the
     process that put them until they are taken: it has to live until then.
@@ -57,6 +59,7 @@ class Channel:
         capacity_bytes: int | None = None,
         prioritised: bool = False,
         producers: int = 1,
+        ordered: bool = False,
         shared_memory: bool | None = None,
     ) -> Channel:
         """A new channel. It lives as long as the process that creates it.
@@ -68,6 +71,8 @@ class Channel:
             capacity_bytes: Likewise, of the items' data.
             prioritised: Items of a higher priority first, those of the same one by age.
             producers: How many `Channel` objects have to close until the stream ends.
+            ordered: Keep the order also where several consumers share a key: none of them is given
+                items ahead of its gets, which takes a round trip for each item.
             shared_memory: Whether data may pass through memory of this machine, which all processes
                 have to be on; None where the Ray cluster has no other machine now. Otherwise they
                 pass through the object store.
@@ -83,7 +88,7 @@ class Channel:
             raise ValueError("capacity, capacity_bytes and producers are at least 1")
         shares = (_one_machine() if shared_memory is None else shared_memory) and shared.possible()
         most = capacity or math.inf, capacity_bytes or math.inf
-        limits = Limits(*most, prioritised, producers, shares)
+        limits = Limits(*most, prioritised, producers, shares, ordered)
         actor = ray.remote(num_cpus=0, max_concurrency=WAITERS)(Broker)
         if not name:
             return cls(actor.remote(limits))

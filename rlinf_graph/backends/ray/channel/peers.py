@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import ray
@@ -27,11 +28,12 @@ class Peer:
 def this_peer() -> Peer:
     """A new peer in this process."""
     context = ray.get_runtime_context()
-    actor = context.get_actor_id() or ""
+    works = context.worker.mode == ray.WORKER_MODE
+    actor = (context.get_actor_id() or "") if works else ""
     kind = "driver"
     if actor:
         kind = f"actor {context.get_actor_name() or actor[:8]}"
-    elif context.get_task_id():
+    elif works:
         kind = f"task {context.get_task_name() or ''}".strip()
     host = os.uname().nodename
     name = f"{kind}, process {os.getpid()} on {host}"
@@ -47,17 +49,29 @@ def machine() -> str:
         return ray.get_runtime_context().get_node_id()
 
 
-def gone(peer: Peer) -> str:
-    """Why a peer is known to be dead; empty while it is not."""
-    if peer.machine == machine():
-        return "" if _runs(peer.process) else f"process {peer.process} ended"
-    if peer.actor:
-        from ray._private import state
+class Fate(Enum):
+    """What has become of a peer."""
 
-        entry = state.actors(peer.actor)
-        if entry.get("State") == "DEAD":
-            return "its actor died"
-    return ""
+    ALIVE = "alive"
+    DONE = "done"
+    DEAD = "dead"
+
+
+def fate(peer: Peer) -> Fate:
+    """Whether a peer's process runs; an actor that nobody refers to any more is done, not dead."""
+    if peer.machine == machine() and _runs(peer.process):
+        return Fate.ALIVE
+    if not peer.actor:
+        return Fate.DEAD if peer.machine == machine() else Fate.ALIVE
+    from ray._private import state
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+
+    entry = state.actors(peer.actor)
+    if entry.get("State") != "DEAD":
+        # Ray has not heard yet; a restarted actor is another process.
+        return Fate.DEAD if entry.get("Pid", peer.process) != peer.process else Fate.ALIVE
+    reason = entry["DeathCause"].actor_died_error_context.reason
+    return Fate.DONE if reason == ActorDiedErrorContext.OUT_OF_SCOPE else Fate.DEAD
 
 
 def _runs(process: int) -> bool:

@@ -54,13 +54,15 @@ class Item(NamedTuple):
 
 class Limits(NamedTuple):
     """What each key of a channel may hold, and how often `close` is called until it is closed.
-    `shares` says that its processes share memory."""
+    `shares` says that its processes share memory, `ordered` that no
+    consumer may be given items ahead while there are several."""
 
     items: float = math.inf
     nbytes: float = math.inf
     prioritised: bool = False
     producers: int = 1
     shares: bool = False
+    ordered: bool = False
 
 
 class Room(NamedTuple):
@@ -101,6 +103,7 @@ class Lane:
     held: dict[str, dict[int, Item]] = field(default_factory=lambda: defaultdict(dict))
     rooms: deque[Room] = field(default_factory=deque)
     wants: deque[Want] = field(default_factory=deque)
+    consumers: set[str] = field(default_factory=set)
     came: int = 0
     went: int = 0
     most: int = 0
@@ -123,6 +126,10 @@ class Lane:
             self.nbytes -= item.nbytes
             self.went += 1
 
+    def others_hold(self, peer: str) -> bool:
+        """Whether items are held for other consumers."""
+        return any(held for other, held in self.held.items() if other != peer)
+
     def pending(self) -> bool:
         """Whether leases or held items may still turn into queued ones."""
         return bool(self.leases) or any(self.held.values())
@@ -137,7 +144,6 @@ class Exchange:
         self.limits, self._resolve = limits, resolve
         self.lanes: dict[Key, Lane] = defaultdict(Lane)
         self.producers: set[str] = set()
-        self.consumers: set[str] = set()
         self.closers: set[str] = set()
         self.failure: PeerFailed | None = None
         self._sequence = 0
@@ -221,10 +227,10 @@ class Exchange:
 
         Answers with `Given`; or `EndOfStream`, `Stuck`, `Empty`.
         """
-        self.consumers.add(peer)
         if self.failure:
             self._resolve(ticket, self.failure)
             return
+        self.lanes[key].consumers.add(peer)
         lane, want = self.lanes[key], Want(ticket, peer, count, target, own)
         lane.wants.append(want)
         self._settle(lane)
@@ -235,7 +241,8 @@ class Exchange:
     def ahead(self, peer: str, key: Key, count: int) -> list[Item]:
         """Up to `count` items to hold for a consumer; none where somebody waits for them."""
         lane = self.lanes[key]
-        if self.failure or lane.wants or not lane.queue or self.limits.prioritised:
+        alone = not self.limits.ordered or self._alone(lane, peer)
+        if self.failure or lane.wants or not lane.queue or self.limits.prioritised or not alone:
             return []
         return self._hand_out(lane, peer, count, 0)
 
@@ -279,8 +286,8 @@ class Exchange:
             self.give_back(peer, key, *lane.leases.get(peer, (0, 0)))
             self.put_back(peer, key, list(lane.held[peer]))
             del lane.held[peer]
+            lane.consumers.discard(peer)
         self.producers.discard(peer)
-        self.consumers.discard(peer)
 
     def withdraw(self, ticket: Any) -> bool:
         """Forget who waits under a ticket; whether there was one."""
@@ -342,7 +349,7 @@ class Exchange:
 
     def _hand_out(self, lane: Lane, peer: str, count: int, taken: int) -> list[Item]:
         """A fair part of the queue, at least one item; `taken` of them are the consumer's own."""
-        others = max(len(lane.wants), len(self.consumers), 1)
+        others = max(len(lane.wants), len(lane.consumers), 1)
         count = max(1, min(count, len(lane.queue) // others))
         given, size = [lane.pop()], 0
         while len(given) < count and (size := size + lane.queue[0].nbytes) <= AHEAD:
@@ -369,10 +376,14 @@ class Exchange:
     def _answer(self, lane: Lane, want: Want) -> Given | ChannelError | None:
         if self.closed and not lane.queue and not lane.pending():
             return EndOfStream("the channel is closed and empty")
+        alone = self._alone(lane, want.peer)
+        if self.limits.ordered and not alone and lane.others_hold(want.peer):
+            return None
         if want.target is None:
             if not lane.queue:
                 return None
-            count = 1 if self.limits.prioritised else want.count
+            single = self.limits.prioritised or (self.limits.ordered and not alone)
+            count = 1 if single else want.count
             own = int(want.own)
             return Given(self._hand_out(lane, want.peer, count, own), own)
         last = self.closed and not lane.pending()
@@ -387,6 +398,10 @@ class Exchange:
             held = f"{len(lane.queue)} items of weight {lane.weight:g}"
             return Stuck(f"a batch of weight {want.target:g}: the key is full with {held}")
         return None
+
+    def _alone(self, lane: Lane, peer: str) -> bool:
+        """Whether a consumer has the key for itself."""
+        return lane.consumers <= {peer}
 
     @staticmethod
     def _run(lane: Lane, target: float) -> Iterator[Item]:
