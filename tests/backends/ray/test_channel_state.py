@@ -227,6 +227,12 @@ class Traffic(RuleBasedStateMachine):
             assert sum(weights[:-1]) < target or len(weights) == 1
             assert sum(weights) >= target or self.exchange.closed
 
+    def see(self, peer: str, key: str, numbers: list[int]) -> None:
+        """A consumer reads items."""
+        seen = [self.newest.get((peer, key), 0), *numbers]
+        assert not self.ordered or seen == sorted(seen)
+        self.newest[peer, key] = seen[-1]
+
     @rule(
         peer=PEERS, key=KEYS, nbytes=st.integers(0, 13), ask=st.integers(1, 9), wait=st.booleans()
     )

@@ -59,7 +59,9 @@ class End:
 
 
 _ENDS: dict[Any, End] = {}
-_LOCK = threading.RLock()
+_RETIRED: list[End] = []
+_LOCK = threading.Lock()
+"""Held for looks at these two only, never while anything is waited for."""
 
 
 def end_of(broker: Any) -> End:
@@ -68,13 +70,19 @@ def end_of(broker: Any) -> End:
     Raises:
         ChannelError: see `End`.
     """
+    name = broker._actor_id
     with _LOCK:
-        _sweep()
-        name = broker._actor_id
-        if name not in _ENDS:
-            _ENDS[name] = End(broker)
-        _ENDS[name].users += 1
-        return _ENDS[name]
+        found = _ENDS.get(name)
+        if found is not None:
+            found.users += 1
+            return found
+    made = End(broker)
+    with _LOCK:
+        found = _ENDS.setdefault(name, made)
+        found.users += 1
+    if found is not made:
+        broker.leave.remote(made.peer.id)
+    return found
 
 
 def drop(end: End) -> None:
@@ -84,13 +92,19 @@ def drop(end: End) -> None:
 
 
 def _drop(end: End) -> None:
-    """One user less; after the last one the end leaves."""
+    """One user less; after the last one the end leaves, and stays while its memory is read."""
     with _LOCK:
         end.users -= 1
-        if not end.users and ray.is_initialized():
-            with contextlib.suppress(RayError):
-                end.leave()
-            _sweep()
+        if end.users:
+            return
+        del _ENDS[end.broker._actor_id]
+        _RETIRED.append(end)
+        retired = list(_RETIRED)
+    with contextlib.suppress(RayError):
+        end.leave()
+    done = [old for old in retired if not old.unread()]
+    with _LOCK:
+        _RETIRED[:] = [old for old in _RETIRED if old not in done]
 
 
 @atexit.register
@@ -99,10 +113,3 @@ def _leave_all() -> None:
     for end in list(_ENDS.values()) if ray.is_initialized() else []:
         with contextlib.suppress(RayError, ChannelError):
             end.leave()
-
-
-def _sweep() -> None:
-    """Forget ends without users, when their memory has been read."""
-    for name, end in list(_ENDS.items()):
-        if not end.users and not end.unread():
-            del _ENDS[name]
