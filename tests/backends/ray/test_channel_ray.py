@@ -62,6 +62,9 @@ class Peer:
     def process(self) -> int:
         return os.getpid()
 
+    def hold(self, channel: Channel) -> None:
+        self.held = channel
+
     def put(self, channel: Channel, items: list[Any]) -> None:
         for item in items:
             channel.put(item)
@@ -259,6 +262,7 @@ def test_failure_is_raised_at_everybody(peers: list[Any]) -> None:
 def test_death_of_a_peer_is_raised_at_the_others(peers: list[Any], role: str) -> None:
     channel = Channel.create()
     victim, other = Peer.remote(), peers[0]
+    ray.get(victim.hold.remote(channel))
     process = ray.get(victim.process.remote())
     if role == "consumer":
         victim.get_batch.remote(channel, 5)

@@ -90,6 +90,8 @@ class Broker:
         self._heard: dict[str, tuple[str, float]] = {}
         self._unread: dict[Segment, int] = defaultdict(int)
         self._freed: dict[str, list[Segment]] = defaultdict(list)
+        self._turns: dict[str, int] = defaultdict(int)
+        self._early: dict[tuple[str, int], asyncio.Future[None]] = {}
         self._messages = 0
         self._look: asyncio.Task[None] | None = None
 
@@ -118,9 +120,20 @@ class Broker:
         self._exchange.lease(ticket, ticket[0], key, nbytes, ask, wait=wait)
         return await self._answer(ticket, future, timeout, f"put under key {key!r}", key)
 
-    async def put(self, peer: str, groups: Sequence[Group]) -> Reply:
-        """Leased items are here; by key, what is leased besides; segments that are free."""
+    async def put(self, peer: str, number: int, groups: Sequence[Group]) -> Reply:
+        """Leased items are here; by key, what is leased besides; segments that are free.
+
+        Ray may start calls of an asynchronous actor out of order: `number` counts the peer's.
+        """
         self._hear(peer, "put")
+        if number != self._turns[peer]:
+            self._early[peer, number] = asyncio.get_running_loop().create_future()
+            await self._early[peer, number]
+            del self._early[peer, number]
+        self._turns[peer] = number + 1
+        following = self._early.get((peer, number + 1))
+        if following is not None:
+            following.set_result(None)
         added: dict[Key, tuple[int, int]] = {}
         try:
             for key, block, rows, ask in groups:

@@ -66,7 +66,7 @@ class Sender:
         self._look_at = INSIDE
         self._ticking = False
         self._error: ChannelError | None = None
-        self._tickets = itertools.count()
+        self._tickets, self._numbers = itertools.count(), itertools.count()
 
     def put(
         self, encoded: Encoded, key: Key, weight: float, priority: float, timeout: float | None
@@ -238,7 +238,7 @@ class Sender:
         groups, self._groups = self._groups, []
         while len(self._sent) >= ON_THE_WAY:
             self._take_reply(*self._sent.popleft())
-        self._sent.append((self._broker.put.remote(self._peer, groups), None))
+        self._sent.append((self._broker.put.remote(self._peer, next(self._numbers), groups), None))
         self._flushed = time.monotonic()
 
     def _collect(self, *, wait: bool = True) -> None:
