@@ -21,7 +21,8 @@ from rlinf_graph.backends.ray.channel.errors import (
     Stuck,
     TooLarge,
 )
-from rlinf_graph.backends.ray.channel.state import Exchange, Given, Limits, Row
+from rlinf_graph.backends.ray.channel.lane import Given, Limits, Row
+from rlinf_graph.backends.ray.channel.state import Exchange
 
 
 class Desk:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from rlinf_graph.backends.ray.channel import peers
 from rlinf_graph.backends.ray.channel.carry import Block
 from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
+from rlinf_graph.backends.ray.channel.lane import Given, Item, Limits, Row
 from rlinf_graph.backends.ray.channel.peers import Fate, Peer
 from rlinf_graph.backends.ray.channel.shared import Segment
-from rlinf_graph.backends.ray.channel.state import Exchange, Given, Item, Key, Limits, Row
+from rlinf_graph.backends.ray.channel.state import Exchange, Key
 
 LOOKS_S = 0.5
 """Seconds between looks at the peers' processes."""

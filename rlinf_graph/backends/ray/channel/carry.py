@@ -138,7 +138,8 @@ class Opened:
         if copied and form[0] == "array":
             (offset, size) = places[0]
             dtype = np.dtype(form[1])
-            flat = np.frombuffer(self._data, dtype, size // dtype.itemsize, offset)
+            data: Any = self._data
+            flat = np.frombuffer(data, dtype, size // dtype.itemsize, offset)
             return flat.reshape(form[2]).copy()
         parts = [self._part(number, place) for number, place in enumerate(places)]
         return _decode(form, [part.copy() for part in parts] if copied else parts)

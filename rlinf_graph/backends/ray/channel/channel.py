@@ -21,7 +21,8 @@ import ray
 from rlinf_graph.backends.ray.channel import carry, end, names, shared, steps
 from rlinf_graph.backends.ray.channel.broker import Broker, Statistics
 from rlinf_graph.backends.ray.channel.errors import Closed, EndOfStream, PeerFailed
-from rlinf_graph.backends.ray.channel.state import Key, Limits
+from rlinf_graph.backends.ray.channel.lane import Limits
+from rlinf_graph.backends.ray.channel.state import Key
 
 WAITERS = 10_000
 """Requests that the broker can hear at once: those of all who wait."""
@@ -89,11 +90,12 @@ class Channel:
         shares = (_one_machine() if shared_memory is None else shared_memory) and shared.possible()
         most = capacity or math.inf, capacity_bytes or math.inf
         limits = Limits(*most, prioritised, producers, shares, ordered)
-        actor = ray.remote(num_cpus=0, max_concurrency=WAITERS)(Broker)
+        actor: Any = ray.remote(Broker)
+        options = {"num_cpus": 0, "max_concurrency": WAITERS}
         if not name:
-            return cls(actor.remote(limits))
+            return cls(actor.options(**options).remote(limits))
         with names.claimed(name) as unique:
-            broker = actor.options(name=unique).remote(limits)
+            broker = actor.options(name=unique, **options).remote(limits)
             return cls(broker, name)
 
     @classmethod

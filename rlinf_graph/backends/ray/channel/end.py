@@ -12,9 +12,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from rlinf_graph.backends.ray.channel import peers, steps
 from rlinf_graph.backends.ray.channel.errors import ChannelError
+from rlinf_graph.backends.ray.channel.lane import Limits
 from rlinf_graph.backends.ray.channel.receiver import Receiver
 from rlinf_graph.backends.ray.channel.sender import Sender
-from rlinf_graph.backends.ray.channel.state import Limits
 
 
 class End:

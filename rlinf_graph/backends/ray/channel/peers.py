@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -64,14 +65,16 @@ def fate(peer: Peer) -> Fate:
     if not peer.actor:
         return Fate.DEAD if peer.machine == machine() else Fate.ALIVE
     from ray._private import state
-    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+    from ray.core.generated import common_pb2
 
     entry = state.actors(peer.actor)
     if entry.get("State") != "DEAD":
         # Ray has not heard yet; a restarted actor is another process.
         return Fate.DEAD if entry.get("Pid", peer.process) != peer.process else Fate.ALIVE
+    context: Any = vars(common_pb2)["ActorDiedErrorContext"]
+    out_of_scope = context.Reason.Value("OUT_OF_SCOPE")
     reason = entry["DeathCause"].actor_died_error_context.reason
-    return Fate.DONE if reason == ActorDiedErrorContext.OUT_OF_SCOPE else Fate.DEAD
+    return Fate.DONE if reason == out_of_scope else Fate.DEAD
 
 
 def _runs(process: int) -> bool:

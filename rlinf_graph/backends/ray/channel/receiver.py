@@ -31,7 +31,9 @@ class _Source:
 
     def __init__(self, block: Any) -> None:
         """A block, or a reference of one."""
-        self.block, self.opened, self.segment = block, None, None
+        self.block: Any = block
+        self.opened: Opened | None = None
+        self.segment: Segment | None = None
         if isinstance(block, Block) and isinstance(block.data, Segment):
             self.segment = block.data
 
@@ -112,7 +114,7 @@ class Receiver:
         with self._lock:
             now = time.monotonic()
             quick = now - lane.last < QUICK_S and lane.asked
-            lane.want = min(4 * lane.want, MOST) if quick else 1
+            lane.want = min(8 * lane.want, MOST) if quick else 1
             lane.asked = now
             notice = self._notice(key, lane)
             count = lane.want
@@ -209,7 +211,7 @@ class Receiver:
         lane.taken.append(item.sequence)
         lane.last = time.monotonic()
         if lane.ahead is None and lane.want > 1 and 2 * len(lane.here) <= lane.want:
-            lane.want = min(4 * lane.want, MOST)
+            lane.want = min(8 * lane.want, MOST)
             notice = self._notice(key, lane)
             lane.ahead = self._broker.ahead.remote(self._peer, notice, lane.want)
         self._watch()

@@ -17,8 +17,9 @@ from rlinf_graph.backends.ray.channel import carry
 from rlinf_graph.backends.ray.channel.broker import Group, Notice, Reply
 from rlinf_graph.backends.ray.channel.carry import SMALL, Block, Encoded
 from rlinf_graph.backends.ray.channel.errors import ChannelError
+from rlinf_graph.backends.ray.channel.lane import Row
 from rlinf_graph.backends.ray.channel.shared import Pool, Segment
-from rlinf_graph.backends.ray.channel.state import Key, Row
+from rlinf_graph.backends.ray.channel.state import Key
 from rlinf_graph.backends.ray.channel.steps import Steps
 from rlinf_graph.backends.ray.channel.ticker import IDLE_S, LINGER_S, TICKER
 
@@ -31,7 +32,7 @@ BLOCK = 1 << 20
 MOST = 2048
 """Items of a lease, and of a message."""
 
-FIRST = 16
+FIRST = 256
 """Items of a producer's first lease under a key."""
 
 ON_THE_WAY = 4
