@@ -156,7 +156,8 @@ class Opened:
     def _part(self, number: int, place: tuple[int, int]) -> Bytes:
         if isinstance(self._data, list):
             return self._data[number]
-        return np.frombuffer(self._data, np.uint8, place[1], place[0])
+        data: Any = self._data
+        return np.frombuffer(data, np.uint8, place[1], place[0])
 
 
 def _decode(form: Form, parts: list[Any]) -> Any:
@@ -204,8 +205,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Plain tensors; everything else as cloudpickle has it."""
         if _plain(obj):
-            data = pickle.PickleBuffer(_bytes_of(obj))
-            return _rebuilt, (data, str(obj.dtype), tuple(obj.shape))
+            data: Any = _bytes_of(obj)
+            return _rebuilt, (pickle.PickleBuffer(data), str(obj.dtype), tuple(obj.shape))
         return super().reducer_override(obj)
 
 
