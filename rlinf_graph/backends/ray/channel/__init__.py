@@ -1,0 +1,1 @@
+"""Channels between processes: `rlinf_graph.backends.ray.channel.channel.Channel`."""

@@ -1,0 +1,299 @@
+"""The actor that knows where a channel's items are. Data pass it only in small messages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rlinf_graph.backends.ray.channel import peers
+from rlinf_graph.backends.ray.channel.carry import Block
+from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
+from rlinf_graph.backends.ray.channel.lane import Given, Item, Limits, Row
+from rlinf_graph.backends.ray.channel.peers import Fate, Peer
+from rlinf_graph.backends.ray.channel.shared import Segment
+from rlinf_graph.backends.ray.channel.state import Exchange, Key
+
+LOOKS_S = 0.5
+"""Seconds between looks at the peers' processes."""
+
+
+class Group(NamedTuple):
+    """Items of one key in a message, and how many more the producer would like to put."""
+
+    key: Key
+    block: Any
+    rows: list[Row]
+    ask: int
+
+
+class Notice(NamedTuple):
+    """What a consumer or producer tells about a key: items taken, items and lease given back,
+    and how many items of which segments it has finished reading."""
+
+    key: Key
+    taken: list[int]
+    back: list[int]
+    lease: tuple[int, int] = (0, 0)
+    freed: Sequence[tuple[Segment, int]] = ()
+
+
+class Run(NamedTuple):
+    """Items that lie in one block: their numbers there, and at the broker."""
+
+    block: Any
+    indices: list[int]
+    sequences: list[int]
+
+
+class Reply(NamedTuple):
+    """An answer, or an error to be raised at the caller."""
+
+    value: Any
+    error: ChannelError | None = None
+
+
+@dataclass(frozen=True)
+class KeyStatistics:
+    """One key: items that came and went, that are there, and the most that ever were."""
+
+    put: int
+    got: int
+    queued: int
+    weight: float
+    nbytes: int
+    most: int
+    waiting_puts: int
+    waiting_gets: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A channel at one moment."""
+
+    keys: Mapping[Key, KeyStatistics]
+    peers: tuple[str, ...]
+    messages: int
+    closed: bool
+
+
+class Broker:
+    """An `Exchange` that processes share. Requests of one process are heard in their order."""
+
+    def __init__(self, limits: Limits) -> None:
+        """An open channel."""
+        self._exchange = Exchange(limits, self._resolve)
+        self._waiting: dict[Any, asyncio.Future[Any]] = {}
+        self._peers: dict[str, Peer] = {}
+        self._heard: dict[str, tuple[str, float]] = {}
+        self._unread: dict[Segment, int] = defaultdict(int)
+        self._freed: dict[str, list[Segment]] = defaultdict(list)
+        self._turns: dict[str, int] = defaultdict(int)
+        self._early: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._messages = 0
+        self._look: asyncio.Task[None] | None = None
+
+    async def join(self, peer: Peer) -> Limits:
+        """A process will use the channel; what it may hold.
+
+        Raises:
+            ChannelError: for a process of another machine, where memory is shared.
+        """
+        if self._exchange.limits.shares and peer.machine != peers.machine():
+            raise ChannelError(
+                f"{peer} is on another machine; create the channel with shared_memory=False"
+            )
+        self._peers[peer.id] = peer
+        if self._look is None:
+            self._look = asyncio.create_task(self._watch())
+        return self._exchange.limits
+
+    async def lease(
+        self, ticket: Any, key: Key, nbytes: int, ask: int, timeout: float | None
+    ) -> Reply:
+        """Room for an item; see `Exchange.lease`. A timeout of 0 s does not wait."""
+        self._hear(ticket[0], f"put under {key!r}")
+        future = self._expect(ticket)
+        wait = timeout is None or timeout > 0
+        self._exchange.lease(ticket, ticket[0], key, nbytes, ask, wait=wait)
+        return await self._answer(ticket, future, timeout, f"put under key {key!r}", key)
+
+    async def put(self, peer: str, number: int, groups: Sequence[Group]) -> Reply:
+        """Leased items are here; by key, what is leased besides; segments that are free.
+
+        Ray may start calls of an asynchronous actor out of order: `number` counts the peer's.
+        """
+        self._hear(peer, "put")
+        if number != self._turns[peer]:
+            self._early[peer, number] = asyncio.get_running_loop().create_future()
+            await self._early[peer, number]
+            del self._early[peer, number]
+        self._turns[peer] = number + 1
+        following = self._early.get((peer, number + 1))
+        if following is not None:
+            following.set_result(None)
+        added: dict[Key, tuple[int, int]] = {}
+        try:
+            for key, block, rows, ask in groups:
+                more = self._exchange.put(peer, key, block, rows, ask)
+                items, nbytes = added.get(key, (0, 0))
+                added[key] = items + more[0], nbytes + more[1]
+                if isinstance(block, Block) and isinstance(block.data, Segment):
+                    self._unread[block.data] += len(rows)
+        except ChannelError as error:
+            return Reply((added, []), error)
+        return Reply((added, self._freed.pop(peer, [])))
+
+    async def take(
+        self,
+        ticket: Any,
+        notice: Notice,
+        count: int,
+        target: float | None,
+        timeout: float | None,
+        own: bool,
+    ) -> Reply:
+        """Items for a consumer: runs, and how many of them are taken. See `Exchange.take`."""
+        peer, key = ticket[0], notice.key
+        self._hear(peer, f"get from {key!r}")
+        self._note(peer, notice)
+        future = self._expect(ticket)
+        wait = timeout is None or timeout > 0
+        self._exchange.take(ticket, peer, key, count, target, wait=wait, own=own)
+        what = "get" if target is None else f"get_batch of weight {target:g}"
+        return await self._answer(ticket, future, timeout, f"{what} from key {key!r}", key)
+
+    async def ahead(self, peer: str, notice: Notice, count: int) -> Reply:
+        """Items to hold for a consumer, without waiting."""
+        self._hear(peer, f"get from {notice.key!r}")
+        self._note(peer, notice)
+        return Reply((_runs(self._exchange.ahead(peer, notice.key, count)), 0))
+
+    async def tell(self, peer: str, notices: Sequence[Notice]) -> None:
+        """Items were taken, items and leases come back."""
+        self._messages += 1
+        for notice in notices:
+            self._note(peer, notice)
+
+    async def withdraw(self, ticket: Any) -> None:
+        """Nobody waits for the answer any more. If there is one already, it stands."""
+        if self._exchange.withdraw(ticket):
+            self._resolve(ticket, TimedOut("withdrawn"))
+
+    async def close(self, closer: str) -> Reply:
+        """A producer puts nothing more."""
+        self._exchange.close(closer)
+        return Reply(self._exchange.closed, self._exchange.failure)
+
+    async def freed(self, peer: str) -> list[Segment] | None:
+        """Segments of a producer that are free; None for all, when the channel has failed."""
+        return None if self._exchange.failure else self._freed.pop(peer, [])
+
+    async def leave(self, peer: str) -> None:
+        """A process is done with the channel."""
+        self._exchange.leave(peer)
+        self._peers.pop(peer, None)
+
+    async def fail(self, peer: str, error: PeerFailed) -> None:
+        """Raise an error at all peers. The first one stays."""
+        self._peers.pop(peer, None)
+        self._exchange.fail(error)
+
+    async def is_over(self) -> bool:
+        """Whether a new channel may have the name: closed or failed."""
+        return self._exchange.closed or self._exchange.failure is not None
+
+    async def statistics(self) -> Statistics:
+        """What is where."""
+        keys = {
+            key: KeyStatistics(
+                lane.came,
+                lane.went,
+                len(lane.queue),
+                lane.weight,
+                lane.nbytes,
+                lane.most,
+                len(lane.rooms),
+                len(lane.wants),
+            )
+            for key, lane in self._exchange.lanes.items()
+        }
+        names = tuple(str(peer) for peer in self._peers.values())
+        return Statistics(keys, names, self._messages, self._exchange.closed)
+
+    def _hear(self, peer: str, what: str) -> None:
+        self._messages += 1
+        self._heard[peer] = what, time.monotonic()
+
+    def _note(self, peer: str, notice: Notice) -> None:
+        key, taken, back, lease, freed = notice
+        for segment, count in freed:
+            self._unread[segment] -= count
+            if not self._unread[segment]:
+                del self._unread[segment]
+                self._freed[segment.peer].append(segment)
+        if taken:
+            self._exchange.confirm(peer, key, taken)
+        if back:
+            self._exchange.put_back(peer, key, back)
+        if any(lease):
+            self._exchange.give_back(peer, key, *lease)
+
+    def _expect(self, ticket: Any) -> asyncio.Future[Any]:
+        self._waiting[ticket] = future = asyncio.get_running_loop().create_future()
+        return future
+
+    def _resolve(self, ticket: Any, answer: Any) -> None:
+        self._waiting.pop(ticket).set_result(answer)
+
+    async def _answer(
+        self, ticket: Any, future: asyncio.Future[Any], timeout: float | None, what: str, key: Key
+    ) -> Reply:
+        if not future.done() and timeout is not None:
+            await asyncio.wait([future], timeout=timeout)
+            if not future.done():
+                told = f"{what} waited {timeout:g} s: {self._exchange.describe(key)}{self._who()}"
+                self._exchange.withdraw(ticket)
+                if ticket in self._waiting:
+                    self._resolve(ticket, TimedOut(told))
+        answer = await future
+        if isinstance(answer, ChannelError):
+            return Reply(None, answer)
+        if isinstance(answer, Given):
+            return Reply((_runs(answer.items), answer.taken))
+        return Reply(answer)
+
+    def _who(self) -> str:
+        now = time.monotonic()
+        lines = []
+        for peer in self._peers.values():
+            what, when = self._heard.get(peer.id, ("has not called yet", now))
+            role = "producer" if peer.id in self._exchange.producers else "consumer"
+            lines.append(f"\n  {role} {peer}: last {what}, {now - when:.1f} s ago")
+        return "".join(lines)
+
+    async def _watch(self) -> None:
+        """The death of a peer that has not left is everybody's failure."""
+        while self._exchange.failure is None:
+            await asyncio.sleep(LOOKS_S)
+            for peer in list(self._peers.values()):
+                fate = await asyncio.to_thread(peers.fate, peer)
+                if fate is Fate.ALIVE or peer.id not in self._peers:
+                    continue
+                await self.leave(peer.id)
+                if fate is Fate.DEAD:
+                    self._exchange.fail(PeerFailed(f"{peer} died without leaving"))
+
+
+def _runs(items: Sequence[Item]) -> list[Run]:
+    """Neighbouring items of one block together."""
+    runs: list[Run] = []
+    for item in items:
+        if not runs or runs[-1].block is not item.block:
+            runs.append(Run(item.block, [], []))
+        runs[-1].indices.append(item.index)
+        runs[-1].sequences.append(item.sequence)
+    return runs

@@ -1,0 +1,378 @@
+"""The state of a channel, against faults known from other channels and a simple model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from rlinf_graph.backends.ray.channel.errors import (
+    ChannelError,
+    Closed,
+    Empty,
+    EndOfStream,
+    Full,
+    PeerFailed,
+    Stuck,
+    TooLarge,
+)
+from rlinf_graph.backends.ray.channel.lane import Given, Limits, Row
+from rlinf_graph.backends.ray.channel.state import Exchange
+
+
+class Desk:
+    """An exchange and its answers; every put asks for a lease of one item first."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.answers: dict[Any, Any] = {}
+        self.exchange = Exchange(Limits(**limits), self.answers.__setitem__)
+        self.numbers = itertools.count()
+
+    def put(self, key: str, weight: float = 1, nbytes: int = 1, peer: str = "p") -> Any:
+        """The answer to the lease, after which the item is put; None while it waits."""
+        ticket = next(self.numbers)
+        self.exchange.lease(ticket, peer, key, nbytes, 1)
+        answer = self.answers.get(ticket)
+        if isinstance(answer, tuple):
+            self.exchange.put(peer, key, "block", [Row(0, weight, nbytes, 0)], 0)
+        return answer
+
+    def get(self, key: str, target: float | None = None, **options: Any) -> int:
+        ticket = next(self.numbers)
+        self.exchange.take(ticket, options.pop("peer", "c"), key, 1, target, **options)
+        return ticket
+
+    def weights(self, ticket: int) -> list[float]:
+        return [item.weight for item in self.answers[ticket].items]
+
+
+def test_put_that_may_not_wait_is_refused_when_the_key_is_full() -> None:
+    desk = Desk(items=1)
+    desk.put("a")
+    desk.exchange.lease("now", "q", "a", 1, 1, wait=False)
+    assert isinstance(desk.answers["now"], Full)
+
+
+def test_backlog_on_one_key_does_not_block_another() -> None:
+    desk = Desk(items=1)
+    desk.put("a")
+    assert desk.put("a") is None
+    assert desk.put("b") == (1, 1)
+    assert desk.weights(desk.get("b")) == [1]
+
+
+def test_concurrent_batches_do_not_take_half_each() -> None:
+    desk = Desk()
+    first, second = desk.get("a", 4), desk.get("a", 4, peer="d")
+    for weight in (1, 1, 1, 1):
+        desk.put("a", weight)
+    assert desk.weights(first) == [1, 1, 1, 1]
+    assert second not in desk.answers
+    for weight in (2, 2):
+        desk.put("a", weight)
+    assert desk.weights(second) == [2, 2]
+
+
+def test_first_item_that_is_heavier_than_the_target_comes_alone() -> None:
+    desk = Desk()
+    for weight in (9, 1):
+        desk.put("a", weight)
+    assert desk.weights(desk.get("a", 4)) == [9]
+
+
+def test_weightless_items_come_with_the_batch_and_at_the_end() -> None:
+    desk = Desk()
+    for weight in (0, 3, 0, 0):
+        desk.put("a", weight)
+    assert desk.weights(desk.get("a", 3)) == [0, 3]
+    waiting = desk.get("a", 3)
+    assert waiting not in desk.answers
+    desk.exchange.close("p")
+    assert desk.weights(waiting) == [0, 0]
+    assert isinstance(desk.answers[desk.get("a", 3)], EndOfStream)
+
+
+def test_target_of_zero_is_one_item() -> None:
+    desk = Desk()
+    waiting = desk.get("a", 0)
+    assert waiting not in desk.answers
+    desk.put("a", 0)
+    assert desk.weights(waiting) == [0]
+
+
+def test_batch_that_a_full_key_can_never_give_is_an_error() -> None:
+    desk = Desk(items=2)
+    desk.put("a", 0)
+    desk.put("a", 1)
+    waiting = desk.get("a", 3)
+    assert waiting not in desk.answers
+    assert desk.put("a", 1) is None
+    assert isinstance(desk.answers[waiting], Stuck)
+    assert desk.weights(desk.get("a")) == [0]
+
+
+def test_capacity_counts_what_is_leased_and_held() -> None:
+    desk = Desk(items=4)
+    exchange = desk.exchange
+    exchange.lease(0, "p", "a", 1, 1)
+    exchange.lease(1, "q", "a", 1, 1)
+    exchange.put("p", "a", "block", [Row(0, 1, 1, 0)], 0)
+    assert exchange.lanes["a"].items == 2
+    held = exchange.ahead("c", "a", 8)
+    assert exchange.lanes["a"].items == 2
+    exchange.confirm("c", "a", [held[0].sequence])
+    assert exchange.lanes["a"].items == 1
+
+
+def test_items_larger_than_the_capacity_are_refused() -> None:
+    assert isinstance(Desk(nbytes=10).put("a", nbytes=11), TooLarge)
+
+
+def test_higher_priority_comes_first_and_age_decides_among_equals() -> None:
+    desk = Desk(prioritised=True)
+    desk.exchange.lease(0, "p", "a", 4, 4)
+    rows = [Row(i, i, 1, priority) for i, priority in enumerate((0, 5, 5, 1))]
+    desk.exchange._grant(desk.exchange.lanes["a"], "p", 4, 4)
+    desk.exchange.put("p", "a", "block", rows, 0)
+    assert [desk.weights(desk.get("a"))[0] for _ in rows] == [1, 2, 3, 0]
+
+
+def test_stream_ends_only_when_leased_and_held_items_are_accounted_for() -> None:
+    desk = Desk()
+    desk.exchange.lease("l", "p", "a", 1, 1)
+    desk.exchange.close("q")
+    waiting = desk.get("a")
+    assert waiting not in desk.answers
+    desk.exchange.put("p", "a", "block", [Row(0, 7, 1, 0)], 0)
+    assert desk.weights(waiting) == [7]
+    assert isinstance(desk.put("a"), Closed)
+
+
+def test_who_leaves_takes_nothing_along() -> None:
+    desk = Desk()
+    for weight in (1, 2, 3):
+        desk.put("a", weight)
+    assert [item.weight for item in desk.exchange.ahead("c", "a", 2)] == [1, 2]
+    desk.exchange.leave("c")
+    assert [desk.weights(desk.get("a", peer="d"))[0] for _ in range(3)] == [1, 2, 3]
+
+
+def test_first_failure_is_everybodys() -> None:
+    desk = Desk(items=1)
+    desk.put("a")
+    waiting_get, put = desk.get("b"), desk.put("a")
+    assert put is None
+    first = PeerFailed("first")
+    desk.exchange.fail(first)
+    desk.exchange.fail(PeerFailed("second"))
+    assert desk.answers[waiting_get] is first
+    assert desk.put("c") is first
+    assert desk.answers[desk.get("c")] is first
+
+
+def test_put_without_a_lease_is_an_error() -> None:
+    with pytest.raises(ChannelError, match="lease"):
+        Desk().exchange.put("p", "a", "block", [Row(0, 1, 1, 0)], 0)
+
+
+PEERS, KEYS = st.sampled_from("pqr"), st.sampled_from("ab")
+
+
+class Traffic(RuleBasedStateMachine):
+    """Producers, consumers, keys, batches, prefetch, leaving and closing in any order."""
+
+    items: float = 5
+    nbytes: float = 12
+    ordered: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: dict[Any, Any] = {}
+        limits = Limits(self.items, self.nbytes, producers=2, ordered=self.ordered)
+        self.exchange = Exchange(limits, self.answer)
+        self.numbers = itertools.count()
+        self.goals: dict[Any, float] = {}
+        self.newest: dict[tuple[str, str], int] = {}
+        self.put_in: dict[str, list[int]] = {"a": [], "b": []}
+        self.got: dict[str, list[int]] = {"a": [], "b": []}
+        self.leased: dict[tuple[str, str], list[int]] = {}
+        self.held: dict[tuple[str, str], list[int]] = {}
+
+    def answer(self, ticket: Any, answer: Any) -> None:
+        """Every ticket is answered once."""
+        assert ticket not in self.answers
+        self.answers[ticket] = answer
+        what, peer, key, _number = ticket
+        if isinstance(answer, ChannelError):
+            return
+        if what == "lease":
+            items, nbytes = answer
+            have = self.leased.setdefault((peer, key), [0, 0])
+            have[0], have[1] = have[0] + items, have[1] + nbytes
+            return
+        assert isinstance(answer, Given)
+        numbers = [item.sequence for item in answer.items]
+        queue = self.exchange.lanes[key].queue
+        assert numbers == sorted(numbers)
+        assert all(item.sequence > numbers[-1] for item in queue)
+        self.got[key] += numbers[: answer.taken]
+        self.held.setdefault((peer, key), []).extend(numbers[answer.taken :])
+        self.see(peer, key, numbers[: answer.taken])
+        if what == "batch":
+            target, weights = self.goals[ticket], [item.weight for item in answer.items]
+            assert sum(weights[:-1]) < target or len(weights) == 1
+            assert sum(weights) >= target or self.exchange.closed
+
+    def see(self, peer: str, key: str, numbers: list[int]) -> None:
+        """A consumer reads items."""
+        seen = [self.newest.get((peer, key), 0), *numbers]
+        assert not self.ordered or seen == sorted(seen)
+        self.newest[peer, key] = seen[-1]
+
+    @rule(
+        peer=PEERS, key=KEYS, nbytes=st.integers(0, 13), ask=st.integers(1, 9), wait=st.booleans()
+    )
+    def lease(self, peer: str, key: str, nbytes: int, ask: int, wait: bool) -> None:
+        ticket = ("lease", peer, key, next(self.numbers))
+        self.exchange.lease(ticket, peer, key, nbytes, ask, wait=wait)
+        assert wait or ticket in self.answers
+
+    @rule(peer=PEERS, key=KEYS, weights=st.lists(st.integers(0, 3), max_size=4), data=st.data())
+    def put(self, peer: str, key: str, weights: list[int], data: st.DataObject) -> None:
+        items, nbytes = self.leased.get((peer, key), [0, 0])
+        weights = weights[:items]
+        sizes = [data.draw(st.integers(0, nbytes // max(1, len(weights)))) for _ in weights]
+        rows = [Row(0, w, size, 0) for w, size in zip(weights, sizes, strict=True)]
+        before = self.exchange._sequence
+        if rows:
+            have = self.leased[peer, key]
+            have[0], have[1] = have[0] - len(rows), have[1] - sum(sizes)
+            self.put_in[key] += range(before + 1, before + 1 + len(rows))
+            more = self.exchange.put(peer, key, "block", rows, data.draw(st.integers(0, 4)))
+            have[0], have[1] = have[0] + more[0], have[1] + more[1]
+
+    @rule(peer=PEERS, key=KEYS)
+    def give_back(self, peer: str, key: str) -> None:
+        self.exchange.give_back(peer, key, *self.leased.pop((peer, key), [0, 0]))
+
+    @rule(peer=PEERS, key=KEYS, count=st.integers(1, 5), wait=st.booleans(), own=st.booleans())
+    def get(self, peer: str, key: str, count: int, wait: bool, own: bool) -> None:
+        ticket = ("get", peer, key, next(self.numbers))
+        self.exchange.take(ticket, peer, key, count, wait=wait, own=own)
+        assert wait or ticket in self.answers
+
+    @rule(peer=PEERS, key=KEYS, goal=st.integers(0, 6), wait=st.booleans(), own=st.booleans())
+    def batch(self, peer: str, key: str, goal: int, wait: bool, own: bool) -> None:
+        ticket = ("batch", peer, key, next(self.numbers))
+        self.goals[ticket] = goal
+        self.exchange.take(ticket, peer, key, 1, goal, wait=wait, own=own)
+        assert wait or isinstance(self.answers[ticket], Given | ChannelError)
+
+    @rule(peer=PEERS, key=KEYS, count=st.integers(1, 5))
+    def ahead(self, peer: str, key: str, count: int) -> None:
+        items = self.exchange.ahead(peer, key, count)
+        self.held.setdefault((peer, key), []).extend(item.sequence for item in items)
+
+    @rule(peer=PEERS, key=KEYS, count=st.integers(0, 5), back=st.booleans())
+    def settle(self, peer: str, key: str, count: int, back: bool) -> None:
+        held = self.held.get((peer, key), [])
+        taken, self.held[peer, key] = held[:count], [] if back else held[count:]
+        self.got[key] += taken
+        self.see(peer, key, taken)
+        self.exchange.confirm(peer, key, taken)
+        if back:
+            self.exchange.put_back(peer, key, held[count:])
+
+    @rule(peer=PEERS)
+    def leave(self, peer: str) -> None:
+        for key in "ab":
+            self.leased.pop((peer, key), None)
+            self.held.pop((peer, key), None)
+        waiting = self.waiting(peer)
+        self.exchange.leave(peer)
+        self.answers.update(dict.fromkeys(waiting - set(self.answers)))
+
+    @rule(peer=PEERS)
+    def close(self, peer: str) -> None:
+        self.exchange.close(peer)
+
+    def waiting(self, peer: str) -> set[Any]:
+        lanes = self.exchange.lanes.values()
+        return {w.ticket for lane in lanes for w in [*lane.rooms, *lane.wants] if w.peer == peer}
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        for key, lane in list(self.exchange.lanes.items()):
+            held = [s for (_peer, at), some in self.held.items() if at == key for s in some]
+            known = [item.sequence for item in lane.queue] + held + self.got[key]
+            assert sorted(known) == self.put_in[key]
+
+    @invariant()
+    def capacity_holds(self) -> None:
+        for key, lane in list(self.exchange.lanes.items()):
+            leased = [have for (_peer, at), have in self.leased.items() if at == key]
+            there = [*lane.queue, *(i for some in lane.held.values() for i in some.values())]
+            assert lane.items == len(there) + sum(have[0] for have in leased) <= self.items
+            size = sum(item.nbytes for item in there) + sum(have[1] for have in leased)
+            assert lane.nbytes == size <= self.nbytes
+            assert math.isclose(lane.weight, sum(item.weight for item in lane.queue))
+
+    @invariant()
+    def nobody_waits_without_need(self) -> None:
+        for lane in self.exchange.lanes.values():
+            if lane.rooms:
+                assert not self.exchange._fits(lane, lane.rooms[0].nbytes)
+            alone = not self.ordered or not lane.others_hold(
+                lane.wants[0].peer if lane.wants else ""
+            )
+            if lane.wants and lane.queue and alone:
+                target = lane.wants[0].target
+                assert target is not None
+                assert lane.weight < target
+
+    def teardown(self) -> None:
+        """Whatever has happened, everything that was put can be taken to the end."""
+        for peer in "pqr":
+            self.leave(peer)
+        for peer in "pq":
+            self.exchange.close(peer)
+        for key in "ab":
+            for _ in range(len(self.put_in[key]) + 1):
+                self.get("c", key, 1, False, True)
+            last = max(number for _w, _p, _k, number in self.answers)
+            assert isinstance(self.answers["get", "c", key, last], EndOfStream)
+            assert sorted(self.got[key]) == self.put_in[key]
+
+
+class Unlimited(Traffic):
+    """Without capacities."""
+
+    items = nbytes = math.inf
+
+
+class Ordered(Traffic):
+    """No consumer sees an item after a younger one."""
+
+    ordered = True
+
+
+TestOrdered = Ordered.TestCase
+TestOrdered.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestUnlimited = Unlimited.TestCase
+TestUnlimited.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+def test_get_that_may_not_wait_leaves_items_to_those_who_wait() -> None:
+    desk = Desk()
+    batch = desk.get("a", 2)
+    desk.put("a")
+    assert isinstance(desk.answers[desk.get("a", peer="d", wait=False)], Empty)
+    desk.put("a")
+    assert desk.weights(batch) == [1, 1]
