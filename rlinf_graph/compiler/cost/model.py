@@ -13,6 +13,7 @@ from rlinf_graph.compiler.cost.constants import (
 )
 from rlinf_graph.compiler.cost.correct import Corrections, Corrector
 from rlinf_graph.compiler.cost.execution import EXECUTIONS, PLAIN
+from rlinf_graph.compiler.cost.flops import Adapter
 from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.layout import (
     SIZES,
@@ -30,7 +31,7 @@ from rlinf_graph.compiler.cost.passes import Parts, scaled
 from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.cost.rollout import Origin, Rollout
 from rlinf_graph.compiler.cost.shapes import ModelShape
-from rlinf_graph.compiler.cost.sync import Method, Refit, adapter_weights
+from rlinf_graph.compiler.cost.sync import Method, Refit
 from rlinf_graph.compiler.cost.uncertainty import of_profile, together
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
 from rlinf_graph.ir.diagnostic import fail
@@ -41,6 +42,9 @@ from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Forward, Generate, HostWork, Train
 
 DeviceWork = Generate | Forward | Train | Operations
+
+ATTENTION = ("q", "k", "v", "o")
+"""The projections that adapters are put on."""
 
 
 class CostModel:
@@ -236,7 +240,7 @@ class CostModel:
             method: `copy` stays on the trainer's devices; `broadcast` sends all weights to the
                 others, `delta` the share that changed, `adapter` those of low-rank adapters.
             changed: share of the weights that differ from the last version, for `delta`.
-            rank: of the adapters, for `adapter`.
+            rank: of the adapters on the projections of attention, for `adapter`.
         """
         refit = self._refit(model, source, target, method, changed, rank)
         parts, origin = refit.parts(), "roofline"
@@ -271,7 +275,7 @@ class CostModel:
         weights = shape.parameters(definition.head)
         return Refit(
             shape=shape,
-            weights=adapter_weights(shape, rank) if method == "adapter" else weights,
+            weights=Adapter(rank, ATTENTION).parameters(shape) if method == "adapter" else weights,
             element=SIZES[dtype_of(definition, "cpu" if "cpu" in kinds else "gpu")],
             ring=ring(self.cluster, devices),
             bandwidth=bandwidth * constants.decoding.bandwidth,

@@ -24,7 +24,7 @@ class NodeCost:
         working: bytes of each device only while the node runs.
         load_s: seconds to bring the resident part from host memory.
         offload_s: seconds to take it there.
-        origin: `roofline`, `traced`, `measured kernel`, `profiled` or `declared`.
+        origin: `roofline`, `measured kernel`, `profiled` or `declared`.
         width: half the width of the 80 % interval of `seconds`, as a logarithm; 0 for what nobody
             can tell, such as declared host work.
         fallback: why measured kernels that were asked for have no figure; empty where they have.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlinf_graph.compiler.cost.formats import FORMATS as STORED
+
 PEAKS = {"float4": ("float4", "bfloat16"), "float8": ("float8", "bfloat16")}
 """Formats of products that a device may lack: then weights are unpacked, and bfloat16 is used."""
 
@@ -37,10 +39,8 @@ class Formats:
         return cls(size, size, size, size, dtype, dtype, dtype)
 
 
-NVFP4 = 0.5 + 1 / 16
-"""Bytes of a weight: 4 bits, and 8 bits of scale for 16 (NVIDIA's format)."""
-MXFP4 = 0.5 + 1 / 32
-"""The same with 8 bits of scale for 32 (OCP Microscaling Formats 1.0)."""
+NVFP4, MXFP4 = (STORED[name].bytes for name in ("nvfp4", "mxfp4"))
+"""Bytes of a weight, scales included."""
 
 FORMATS: Mapping[str, Formats] = {
     "float64": Formats.plain("float64", 8),

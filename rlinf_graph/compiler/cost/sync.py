@@ -68,13 +68,3 @@ def matrices(shape: ModelShape) -> int:
     dense = 3 * (shape.layers - shape.expert_layers)
     experts = shape.expert_layers * (3 * shape.experts + 1 + 3 * min(1, shape.shared_experts))
     return shape.layers * projections + dense + experts + (1 if shape.tied else 2)
-
-
-def adapter_weights(shape: ModelShape, rank: int) -> int:
-    """Weights of low-rank adapters on the attention projections of every layer.
-
-    Hu et al. 2021: two matrices for each, of `rank` by its inputs and by its outputs.
-    """
-    inputs = 3 * shape.hidden + shape.value_width
-    outputs = shape.query_width + shape.kv_width + shape.hidden
-    return rank * (inputs + outputs) * shape.layers

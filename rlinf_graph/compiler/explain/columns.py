@@ -18,7 +18,6 @@ LONGEST = 13
 
 ORIGINS = {
     "roofline": "closed form, its constants fitted elsewhere",
-    "traced": "closed form, operation by operation",
     "kernel": "from measured times of the engine's kernels",
 }
 """Of figures that nobody declared and no profile has."""

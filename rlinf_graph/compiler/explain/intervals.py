@@ -11,9 +11,6 @@ from rlinf_graph.compiler.explain.report import Bottleneck
 from rlinf_graph.compiler.explain.segment import Kind
 from rlinf_graph.compiler.explain.steady import KIND, Steady
 
-CLOSED = ("roofline", "traced")
-"""Origins of figures that no measurement of the kind at hand stands behind."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -76,7 +73,7 @@ def parts_of(steady: Steady, bottleneck: Bottleneck) -> list[Part]:
 
 def _measured(steady: Steady, node: str) -> float | None:
     cost = steady.cost(node)
-    return None if cost.origin in CLOSED or not cost.width else cost.width
+    return None if cost.origin == "roofline" or not cost.width else cost.width
 
 
 def _joined(parts: Sequence[Part], closed: float) -> float:

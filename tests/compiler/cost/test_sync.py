@@ -4,10 +4,11 @@ from hypothesis import strategies as st
 
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.constants import CONSTANTS
+from rlinf_graph.compiler.cost.flops import Adapter
 from rlinf_graph.compiler.cost.iteration_constants import IterationConstants
 from rlinf_graph.compiler.cost.links import Ring
 from rlinf_graph.compiler.cost.lookup import known_models
-from rlinf_graph.compiler.cost.sync import Refit, adapter_weights, matrices
+from rlinf_graph.compiler.cost.sync import Refit, matrices
 from rlinf_graph.ir.cluster import Link
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.graph import Graph, ModelDef
@@ -60,7 +61,9 @@ def test_a_delta_sends_values_and_positions_of_what_changed() -> None:
 
 def test_adapters_of_a_rank() -> None:
     # q and o: 3584 by 3584, k and v: 3584 by 512.
-    assert adapter_weights(SHAPE, 16) == 28 * 16 * (2 * (3584 + 3584) + 2 * (3584 + 512))
+    assert Adapter(16, ("q", "k", "v", "o")).parameters(SHAPE) == 28 * 16 * (
+        2 * (3584 + 3584) + 2 * (3584 + 512)
+    )
 
 
 def test_methods_of_the_cost_model() -> None:

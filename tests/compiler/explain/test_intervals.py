@@ -152,14 +152,14 @@ def test_the_choice_does_not_depend_on_widths(bench):
 
 def test_each_origin_that_occurs_is_explained(compiled):
     figures = known(GRPO, "rollout policy", width=0.12, origin="measured kernel")
-    figures |= known(figures, "logprobs reference", width=0.5, origin="traced")
+    figures |= known(figures, "logprobs reference", width=0.5)
     costs = RoundCosts(compiled.graph, compiled.cluster, figures, 1.0)
     report = explain(replace(compiled, costs=costs))
     text = render_text(report)
     lines = {line.split()[1]: line for line in text.splitlines() if "gpu 0-" in line}
     assert any(line.endswith("  kernel ±13%") for line in lines.values())
-    assert any(line.endswith("  traced ±65%") for line in lines.values())
-    for word in ("roofline: ", "kernel: ", "traced: ", "±: "):
+    assert any(line.endswith("  roofline ±65%") for line in lines.values())
+    for word in ("roofline: ", "kernel: ", "±: "):
         assert word in text
     assert max(map(len, text.splitlines())) <= 100
     assert row(report, "rollout policy").origin == "measured kernel"
