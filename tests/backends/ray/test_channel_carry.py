@@ -18,8 +18,9 @@ from rlinf_graph.backends.ray.channel.shared import Pool, Window
 
 def together(items: list[Any]) -> list[Any]:
     """Through one block, as small items."""
-    block = carry.pack([carry.snapshot(carry.encode(item)) for item in items])
-    opened = carry.Opened(block, None)
+    packer = carry.Packer()
+    assert [packer.add(carry.encode(item)) for item in items] == list(range(len(items)))
+    opened = carry.Opened(packer.block(), None)
     return [opened.read(index, copied=False) for index in range(len(items))]
 
 
@@ -101,9 +102,27 @@ def test_other_objects(item: Any) -> None:
 
 def test_items_do_not_follow_their_source() -> None:
     source = np.zeros(3)
-    snapshot = carry.snapshot(carry.encode(source))
+    packer = carry.Packer()
+    packer.add(carry.encode(source))
     source[:] = 1
-    assert carry.Opened(carry.pack([snapshot]), None).read(0, copied=False).tolist() == [0, 0, 0]
+    assert carry.Opened(packer.block(), None).read(0, copied=False).tolist() == [0, 0, 0]
+
+
+def test_items_alike_share_a_layout_and_are_read_in_any_order() -> None:
+    items: list[Any] = [np.full((2, 3), i, np.int16) for i in range(5)]
+    items += [b"odd", np.int8(1) * np.ones(3, np.int8), np.array(7.5)]
+    items += [torch.full((2,), float(i)) for i in range(3)]
+    packer = carry.Packer()
+    for item in items:
+        packer.add(carry.encode(item))
+    block = packer.block()
+    assert packer.items == 0
+    assert [layout.count for layout in block.layouts] == [5, 1, 1, 1, 3]
+    opened = carry.Opened(block, None)
+    for index in (4, 0, 10, 6, 7, 5, 8, 3):
+        came = opened.read(index, copied=bool(index % 2))
+        assert type(came) is type(items[index])
+        np.testing.assert_array_equal(came, items[index])
 
 
 def test_memory_is_free_when_the_last_view_is_gone() -> None:

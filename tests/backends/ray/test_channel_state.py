@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from rlinf_graph.backends.ray.channel.errors import (
     Stuck,
     TooLarge,
 )
-from rlinf_graph.backends.ray.channel.lane import Given, Limits, Row
+from rlinf_graph.backends.ray.channel.lane import Given, Item, Limits, Row
 from rlinf_graph.backends.ray.channel.state import Exchange
 
 
@@ -48,7 +49,23 @@ class Desk:
         return ticket
 
     def weights(self, ticket: int) -> list[float]:
-        return [item.weight for item in self.answers[ticket].items]
+        return [item.weight for item in self.answers[ticket].items for _ in range(item.count)]
+
+
+def numbers_of(items: Iterable[Item]) -> list[int]:
+    """All sequence numbers."""
+    return [item.sequence + number for item in items for number in range(item.count)]
+
+
+def spans_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Neighbours together, in their order."""
+    spans: list[tuple[int, int]] = []
+    for number in numbers:
+        if spans and sum(spans[-1]) == number:
+            spans[-1] = spans[-1][0], spans[-1][1] + 1
+        else:
+            spans.append((number, 1))
+    return spans
 
 
 def test_put_that_may_not_wait_is_refused_when_the_key_is_full() -> None:
@@ -125,7 +142,7 @@ def test_capacity_counts_what_is_leased_and_held() -> None:
     assert exchange.lanes["a"].items == 2
     held = exchange.ahead("c", "a", 8)
     assert exchange.lanes["a"].items == 2
-    exchange.confirm("c", "a", [held[0].sequence])
+    exchange.confirm("c", "a", [(held[0].sequence, 1)])
     assert exchange.lanes["a"].items == 1
 
 
@@ -216,7 +233,7 @@ class Traffic(RuleBasedStateMachine):
             have[0], have[1] = have[0] + items, have[1] + nbytes
             return
         assert isinstance(answer, Given)
-        numbers = [item.sequence for item in answer.items]
+        numbers = numbers_of(answer.items)
         queue = self.exchange.lanes[key].queue
         assert numbers == sorted(numbers)
         assert all(item.sequence > numbers[-1] for item in queue)
@@ -224,7 +241,8 @@ class Traffic(RuleBasedStateMachine):
         self.held.setdefault((peer, key), []).extend(numbers[answer.taken :])
         self.see(peer, key, numbers[: answer.taken])
         if what == "batch":
-            target, weights = self.goals[ticket], [item.weight for item in answer.items]
+            target = self.goals[ticket]
+            weights = [item.weight for item in answer.items for _ in range(item.count)]
             assert sum(weights[:-1]) < target or len(weights) == 1
             assert sum(weights) >= target or self.exchange.closed
 
@@ -245,14 +263,18 @@ class Traffic(RuleBasedStateMachine):
     @rule(peer=PEERS, key=KEYS, weights=st.lists(st.integers(0, 3), max_size=4), data=st.data())
     def put(self, peer: str, key: str, weights: list[int], data: st.DataObject) -> None:
         items, nbytes = self.leased.get((peer, key), [0, 0])
-        weights = weights[:items]
-        sizes = [data.draw(st.integers(0, nbytes // max(1, len(weights)))) for _ in weights]
-        rows = [Row(0, w, size, 0) for w, size in zip(weights, sizes, strict=True)]
-        before = self.exchange._sequence
-        if rows:
+        counts = [data.draw(st.integers(1, 3)) for _ in weights]
+        most = nbytes // max(1, sum(counts))
+        rows = [
+            Row(0, weight, data.draw(st.integers(0, most)), 0, count)
+            for weight, count in zip(weights, counts, strict=True)
+        ]
+        before, items_put = self.exchange._sequence, sum(counts)
+        if rows and items_put <= items:
             have = self.leased[peer, key]
-            have[0], have[1] = have[0] - len(rows), have[1] - sum(sizes)
-            self.put_in[key] += range(before + 1, before + 1 + len(rows))
+            size = sum(row.nbytes * row.count for row in rows)
+            have[0], have[1] = have[0] - items_put, have[1] - size
+            self.put_in[key] += range(before, before + items_put)
             more = self.exchange.put(peer, key, "block", rows, data.draw(st.integers(0, 4)))
             have[0], have[1] = have[0] + more[0], have[1] + more[1]
 
@@ -276,7 +298,7 @@ class Traffic(RuleBasedStateMachine):
     @rule(peer=PEERS, key=KEYS, count=st.integers(1, 5))
     def ahead(self, peer: str, key: str, count: int) -> None:
         items = self.exchange.ahead(peer, key, count)
-        self.held.setdefault((peer, key), []).extend(item.sequence for item in items)
+        self.held.setdefault((peer, key), []).extend(numbers_of(items))
 
     @rule(peer=PEERS, key=KEYS, count=st.integers(0, 5), back=st.booleans())
     def settle(self, peer: str, key: str, count: int, back: bool) -> None:
@@ -284,9 +306,9 @@ class Traffic(RuleBasedStateMachine):
         taken, self.held[peer, key] = held[:count], [] if back else held[count:]
         self.got[key] += taken
         self.see(peer, key, taken)
-        self.exchange.confirm(peer, key, taken)
+        self.exchange.confirm(peer, key, spans_of(taken))
         if back:
-            self.exchange.put_back(peer, key, held[count:])
+            self.exchange.put_back(peer, key, spans_of(held[count:]))
 
     @rule(peer=PEERS)
     def leave(self, peer: str) -> None:
@@ -309,7 +331,7 @@ class Traffic(RuleBasedStateMachine):
     def nothing_is_lost_or_doubled(self) -> None:
         for key, lane in list(self.exchange.lanes.items()):
             held = [s for (_peer, at), some in self.held.items() if at == key for s in some]
-            known = [item.sequence for item in lane.queue] + held + self.got[key]
+            known = numbers_of(lane.queue) + held + self.got[key]
             assert sorted(known) == self.put_in[key]
 
     @invariant()
@@ -317,10 +339,13 @@ class Traffic(RuleBasedStateMachine):
         for key, lane in list(self.exchange.lanes.items()):
             leased = [have for (_peer, at), have in self.leased.items() if at == key]
             there = [*lane.queue, *(i for some in lane.held.values() for i in some.values())]
-            assert lane.items == len(there) + sum(have[0] for have in leased) <= self.items
-            size = sum(item.nbytes for item in there) + sum(have[1] for have in leased)
+            count = sum(item.count for item in there) + sum(have[0] for have in leased)
+            assert lane.items == count <= self.items
+            size = sum(item.nbytes * item.count for item in there) + sum(h[1] for h in leased)
             assert lane.nbytes == size <= self.nbytes
-            assert math.isclose(lane.weight, sum(item.weight for item in lane.queue))
+            assert lane.queued == sum(item.count for item in lane.queue)
+            weight = sum(item.weight * item.count for item in lane.queue)
+            assert math.isclose(lane.weight, weight)
 
     @invariant()
     def nobody_waits_without_need(self) -> None:

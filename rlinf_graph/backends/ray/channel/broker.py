@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rlinf_graph.backends.ray.channel import peers
 from rlinf_graph.backends.ray.channel.carry import Block
 from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
-from rlinf_graph.backends.ray.channel.lane import Given, Item, Limits, Row
+from rlinf_graph.backends.ray.channel.lane import Given, Item, Limits, Row, Span
 from rlinf_graph.backends.ray.channel.peers import Fate, Peer
 from rlinf_graph.backends.ray.channel.shared import Segment
 from rlinf_graph.backends.ray.channel.state import Exchange, Key
@@ -35,18 +35,19 @@ class Notice(NamedTuple):
     and how many items of which segments it has finished reading."""
 
     key: Key
-    taken: list[int]
-    back: list[int]
+    taken: Sequence[Span]
+    back: Sequence[Span]
     lease: tuple[int, int] = (0, 0)
     freed: Sequence[tuple[Segment, int]] = ()
 
 
 class Run(NamedTuple):
-    """Items that lie in one block: their numbers there, and at the broker."""
+    """Items in a row: their block, the numbers of the first there and at the broker, how many."""
 
     block: Any
-    indices: list[int]
-    sequences: list[int]
+    index: int
+    sequence: int
+    count: int
 
 
 class Reply(NamedTuple):
@@ -142,7 +143,7 @@ class Broker:
                 items, nbytes = added.get(key, (0, 0))
                 added[key] = items + more[0], nbytes + more[1]
                 if isinstance(block, Block) and isinstance(block.data, Segment):
-                    self._unread[block.data] += len(rows)
+                    self._unread[block.data] += sum(row.count for row in rows)
         except ChannelError as error:
             return Reply((added, []), error)
         return Reply((added, self._freed.pop(peer, [])))
@@ -212,7 +213,7 @@ class Broker:
             key: KeyStatistics(
                 lane.came,
                 lane.went,
-                len(lane.queue),
+                lane.queued,
                 lane.weight,
                 lane.nbytes,
                 lane.most,
@@ -289,11 +290,18 @@ class Broker:
 
 
 def _runs(items: Sequence[Item]) -> list[Run]:
-    """Neighbouring items of one block together."""
+    """Items that follow one another in a block together."""
     runs: list[Run] = []
     for item in items:
-        if not runs or runs[-1].block is not item.block:
-            runs.append(Run(item.block, [], []))
-        runs[-1].indices.append(item.index)
-        runs[-1].sequences.append(item.sequence)
+        run = Run(item.block, item.index, item.sequence, item.count)
+        last = runs[-1] if runs else None
+        if last and last.block is run.block and _follows(last, run):
+            runs[-1] = last._replace(count=last.count + run.count)
+        else:
+            runs.append(run)
     return runs
+
+
+def _follows(last: Run, run: Run) -> bool:
+    after = last.index + last.count, last.sequence + last.count
+    return after == (run.index, run.sequence)

@@ -6,10 +6,11 @@ reads them without a copy; anything else is pickled, with its arrays and tensors
 
 from __future__ import annotations
 
+import bisect
 import io
 import pickle
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +38,34 @@ class Encoded(NamedTuple):
     nbytes: int
 
 
-class Block(NamedTuple):
-    """Items that travel together. `places[i]` has offset and size of each part of item i in the
-    data: bytes, an array from the object store, or a segment of shared memory."""
+class Layout(NamedTuple):
+    """Items of one form that follow one another in a block.
 
-    forms: list[Form]
-    places: list[tuple[tuple[int, int], ...]]
+    Attributes:
+        form: of each.
+        sizes: bytes of each part of each item; a part begins at a multiple of `ALIGNED`.
+        first: the number of the first item in its block.
+        count: how many.
+        offset: bytes before the first.
+    """
+
+    form: Form
+    sizes: tuple[int, ...]
+    first: int
+    count: int
+    offset: int
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one item to the next."""
+        return sum(size + -size % ALIGNED for size in self.sizes)
+
+
+class Block(NamedTuple):
+    """Items that travel together; their data are bytes, arrays from the object store, or a segment
+    of shared memory."""
+
+    layouts: list[Layout]
     data: Any
 
 
@@ -68,49 +91,87 @@ def encode(item: Any) -> Encoded:
     return Encoded(("pickle",), parts, sum(part.nbytes for part in parts))
 
 
-def pack(items: Sequence[Encoded]) -> Block:
-    """Copy small items into one block."""
-    pieces: list[Any] = []
-    places: list[tuple[tuple[int, int], ...]] = []
-    at = 0
-    for _form, parts, _nbytes in items:
-        spots: list[tuple[int, int]] = []
-        for part in parts:
-            size = len(part)
-            spots.append((at, size))
-            pad = -size % ALIGNED
-            pieces.append(part)
-            if pad:
+class Packer:
+    """Copies small items, as they are now, for a block. `items` and `nbytes` say how many there
+    are, and of how many bytes."""
+
+    def __init__(self) -> None:
+        """No items yet."""
+        self.items = self.nbytes = 0
+        self._layouts: list[Layout] = []
+        self._form: Form | None = None
+        self._sizes: tuple[int, ...] = ()
+        self._alike = 0
+        self._pieces: list[bytes] = []
+        self._length = self._begins = 0
+
+    def add(self, encoded: Encoded) -> int:
+        """Take in an item; its number in the block."""
+        form, parts, nbytes = encoded
+        pieces = self._pieces
+        if len(parts) == 1:
+            part = parts[0]
+            data = part if type(part) is bytes else part.tobytes()
+            sizes = (len(data),)
+            pieces.append(data)
+            if pad := -len(data) % ALIGNED:
                 pieces.append(_PADS[pad])
-            at += size + pad
-        places.append(tuple(spots))
-    return Block([item.form for item in items], places, b"".join(pieces))
+        else:
+            sizes = tuple(_append(pieces, part) for part in parts)
+        if form != self._form or sizes != self._sizes:
+            self._end_layout()
+            self._form, self._sizes = form, sizes
+        self._alike += 1
+        self.items += 1
+        self.nbytes += nbytes
+        return self.items - 1
+
+    def block(self) -> Block:
+        """All items; the packer is empty again."""
+        self._end_layout()
+        made = Block(self._layouts, b"".join(self._pieces))
+        self.__init__()
+        return made
+
+    def _end_layout(self) -> None:
+        if self._form is not None and self._alike:
+            first = self.items - self._alike
+            layout = Layout(self._form, self._sizes, first, self._alike, self._begins)
+            self._layouts.append(layout)
+            self._begins += layout.stride * self._alike
+            self._alike = 0
+
+
+def _append(pieces: list[bytes], part: Any) -> int:
+    data = part if type(part) is bytes else part.tobytes()
+    pieces.append(data)
+    pieces.append(_PADS[-len(data) % ALIGNED])
+    return len(data)
 
 
 def large(encoded: Encoded, memory: Bytes | None) -> Block:
     """A block of one item, written into `memory` if there is any: data are then to be filled in.
     Otherwise one for the object store, which copies it."""
     arrays = [_flat(part) for part in encoded.parts]
+    layout = Layout(encoded.form, tuple(map(len, arrays)), 0, 1, 0)
     if memory is None:
-        return Block([encoded.form], [tuple((0, len(array)) for array in arrays)], arrays)
-    places: list[tuple[int, int]] = []
-    at = 0
-    for array in arrays:
-        memory[at : at + len(array)] = array
-        places.append((at, len(array)))
-        at += len(array) + -len(array) % ALIGNED
-    return Block([encoded.form], [tuple(places)], None)
+        return Block([layout], arrays)
+    for (offset, size), array in zip(_places(layout, 0), arrays, strict=True):
+        memory[offset : offset + size] = array
+    return Block([layout], None)
+
+
+def _places(layout: Layout, index: int) -> Iterator[tuple[int, int]]:
+    """Offset and size of each part of an item, by its number in the block."""
+    at = layout.offset + (index - layout.first) * layout.stride
+    for size in layout.sizes:
+        yield at, size
+        at += size + -size % ALIGNED
 
 
 def room(encoded: Encoded) -> int:
     """Bytes that `large` may write."""
     return encoded.nbytes + ALIGNED * len(encoded.parts)
-
-
-def snapshot(encoded: Encoded) -> Encoded:
-    """The item as it is now: parts that do not change with the sender's arrays."""
-    form, parts, nbytes = encoded
-    return Encoded(form, [part if type(part) is bytes else _copy(part) for part in parts], nbytes)
 
 
 def stored(block: Block) -> Block:
@@ -123,8 +184,10 @@ class Opened:
 
     def __init__(self, block: Block, memory: Bytes | None) -> None:
         """`memory` is what the block's segment is mapped to, if it lies in one."""
-        self._forms, self._places, data = block
-        self.alone = len(self._forms) == 1
+        self._layouts, data = block
+        self.alone = self._layouts[-1].first + self._layouts[-1].count == 1
+        self._layout, self._view = self._layouts[0], None
+        self._end = 0
         if memory is not None:
             self._data: Any = memory
         elif isinstance(data, list):
@@ -134,15 +197,14 @@ class Opened:
 
     def read(self, index: int, *, copied: bool) -> Any:
         """Item number `index` of the block; it shares the block's memory unless it is `copied`."""
-        form, places = self._forms[index], self._places[index]
-        if copied and form[0] == "array":
-            (offset, size) = places[0]
-            dtype = np.dtype(form[1])
-            data: Any = self._data
-            flat = np.frombuffer(data, dtype, size // dtype.itemsize, offset)
-            return flat.reshape(form[2]).copy()
-        parts = [self._part(number, place) for number, place in enumerate(places)]
-        return _decode(form, [part.copy() for part in parts] if copied else parts)
+        if not self._layout.first <= index < self._end:
+            self._turn_to(index)
+        layout = self._layout
+        if self._view is not None:
+            item = self._view[index - layout.first, ...]
+            return item.copy() if copied else item
+        parts = [self._part(number, at) for number, at in enumerate(_places(layout, index))]
+        return _decode(layout.form, [part.copy() for part in parts] if copied else parts)
 
     def read_whole(self, release: Callable[[], None]) -> Any:
         """The item of a segment that it has for itself; `release` is called when nothing reads
@@ -150,8 +212,26 @@ class Opened:
         shared = _Shared(self._data)
         weakref.finalize(shared, release).atexit = False
         data = np.asarray(shared)
-        parts = [data[offset : offset + size] for offset, size in self._places[0]]
-        return _decode(self._forms[0], parts)
+        places = _places(self._layouts[0], 0)
+        parts = [data[offset : offset + size] for offset, size in places]
+        return _decode(self._layouts[0].form, parts)
+
+    def _turn_to(self, index: int) -> None:
+        """The layout of an item; arrays are seen as the rows of one."""
+        at = bisect.bisect_right(self._layouts, index, key=lambda layout: layout.first) - 1
+        self._layout = layout = self._layouts[at]
+        self._end = layout.first + layout.count
+        self._view = None
+        if layout.form[0] == "array" and not isinstance(self._data, list) and layout.sizes[0]:
+            dtype, shape = np.dtype(layout.form[1]), layout.form[2]
+            inner = np.empty(shape, dtype).strides if len(shape) > 1 else (dtype.itemsize,)
+            self._view = np.ndarray(
+                (layout.count, *shape),
+                dtype,
+                self._data,
+                layout.offset,
+                (layout.stride, *inner[: len(shape)]),
+            )
 
     def _part(self, number: int, place: tuple[int, int]) -> Bytes:
         if isinstance(self._data, list):
@@ -222,10 +302,6 @@ class _Shared:
 def _writable(data: Any) -> np.ndarray[Any, Any]:
     array = np.frombuffer(data, np.uint8)
     return array if array.flags.writeable or not array.size else np.asarray(_Shared(array))
-
-
-def _copy(part: Any) -> bytes:
-    return part.tobytes()
 
 
 def _flat(part: Any) -> np.ndarray[Any, Any]:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """An item on its way to the broker: its number in the block that holds its data."""
+    """Items on their way to the broker that are alike and follow one another: the number of the
+    first in the block that holds their data, the weight and size of each, and how many."""
 
     index: int
     weight: float
     nbytes: int
     priority: float
+    count: int = 1
 
 
 class Item(NamedTuple):
-    """An item at the broker. Items are ordered by their first two fields."""
+    """Items at the broker, alike and in a row. They are ordered by their first two fields; the
+    sequence numbers are `sequence` and the next `count - 1`."""
 
     order: float
     sequence: int
@@ -28,6 +31,16 @@ class Item(NamedTuple):
     nbytes: int
     block: Any
     index: int
+    count: int = 1
+
+    def cut(self, count: int) -> tuple[Item, Item]:
+        """The first `count` of them, and the others."""
+        rest = {"sequence": self.sequence + count, "index": self.index + count}
+        return self._replace(count=count), self._replace(count=self.count - count, **rest)
+
+
+Span = tuple[int, int]
+"""Items by their sequence numbers: the first, and how many."""
 
 
 class Limits(NamedTuple):
@@ -63,7 +76,7 @@ class Want(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a consumer gets: `taken` items are its own, the others are held for it."""
+    """What a consumer gets: the first `taken` items are its own, the others are held for it."""
 
     items: list[Item]
     taken: int
@@ -71,9 +84,11 @@ class Given(NamedTuple):
 
 @dataclass
 class Lane:
-    """One key. `items` and `nbytes` are in use: queued, leased or held."""
+    """One key. `items` and `nbytes` are in use: queued, leased or held. `queued` counts the items
+    of the queue; those that are held are found by the first of their sequence numbers."""
 
     queue: list[Item] = field(default_factory=list)
+    queued: int = 0
     weight: float = 0.0
     items: int = 0
     nbytes: int = 0
@@ -87,22 +102,57 @@ class Lane:
     most: int = 0
 
     def push(self, item: Item) -> None:
-        """An item comes, or comes back."""
+        """Items come, or come back."""
         heapq.heappush(self.queue, item)
-        self.weight += item.weight
+        self.queued += item.count
+        self.weight += item.weight * item.count
 
-    def pop(self) -> Item:
-        """The next item by priority and age."""
-        item = heapq.heappop(self.queue)
-        self.weight = self.weight - item.weight if self.queue else 0.0
+    def pop(self, most: int = 1) -> Item:
+        """The next items by priority and age, at most so many; they are alike."""
+        item = self.queue[0]
+        if item.count <= most:
+            heapq.heappop(self.queue)
+        else:
+            item, self.queue[0] = item.cut(most)  # what is left is still before all others
+        self.queued -= item.count
+        self.weight = self.weight - item.weight * item.count if self.queue else 0.0
         return item
+
+    def hold(self, peer: str, items: Iterable[Item]) -> None:
+        """Items are held for a consumer."""
+        self.held[peer].update((item.sequence, item) for item in items)
+
+    def let_go(self, peer: str, spans: Iterable[Span]) -> Iterator[Item]:
+        """Those of the items that were held for a consumer."""
+        held = self.held[peer]
+        for first, count in spans:
+            at, end = first, first + count
+            while at < end:
+                item = held.pop(at, None) or self._cut_before(held, at)
+                if item is None:
+                    at += 1
+                    continue
+                if at + item.count > end:
+                    item, rest = item.cut(end - at)
+                    held[end] = rest
+                yield item
+                at += item.count
+
+    @staticmethod
+    def _cut_before(held: dict[int, Item], at: int) -> Item | None:
+        """The items from a sequence number on, of those that begin earlier."""
+        for first, item in held.items():
+            if first < at < first + item.count:
+                held[first], rest = item.cut(at - first)
+                return rest
+        return None
 
     def free(self, items: Iterable[Item]) -> None:
         """A consumer has taken items."""
         for item in items:
-            self.items -= 1
-            self.nbytes -= item.nbytes
-            self.went += 1
+            self.items -= item.count
+            self.nbytes -= item.nbytes * item.count
+            self.went += item.count
 
     def others_hold(self, peer: str) -> bool:
         """Whether items are held for other consumers."""

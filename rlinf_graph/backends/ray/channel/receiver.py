@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import ray
 
 from rlinf_graph.backends.ray.channel.broker import Notice, Reply, Run
 from rlinf_graph.backends.ray.channel.carry import Block, Opened
+from rlinf_graph.backends.ray.channel.lane import Span
 from rlinf_graph.backends.ray.channel.shared import Segment, Window
 from rlinf_graph.backends.ray.channel.state import Key
 from rlinf_graph.backends.ray.channel.steps import Steps
@@ -57,15 +59,57 @@ class _Here(NamedTuple):
 
 
 @dataclass
-class _Lane:
-    """One key. `taken` is what the broker has not been told yet, `ahead` a question to it."""
+class _Stretch:
+    """Items in a row at this process, of which the first are read."""
 
-    here: deque[_Here] = field(default_factory=deque)
-    taken: list[int] = field(default_factory=list)
+    source: _Source
+    index: int
+    sequence: int
+    count: int
+
+
+@dataclass
+class _Lane:
+    """One key. `left` items are here; `taken` is what the broker has not been told yet, `ahead` a
+    question to it."""
+
+    here: deque[_Stretch] = field(default_factory=deque)
+    left: int = 0
+    taken: list[Span] = field(default_factory=list)
     want: int = 1
     asked: float = 0.0
     last: float = 0.0
     ahead: Any = None
+
+    def pop(self) -> _Here:
+        """The next item."""
+        stretch = self.here[0]
+        item = _Here(stretch.source, stretch.index, stretch.sequence)
+        self.left -= 1
+        if stretch.count == 1:
+            self.here.popleft()
+        else:
+            stretch.index += 1
+            stretch.sequence += 1
+            stretch.count -= 1
+        return item
+
+    def add(self, stretches: Sequence[_Stretch], *, first: bool = False) -> None:
+        """Items have come; before those that are here, where they are the `first`."""
+        if first:
+            self.here.extendleft(reversed(stretches))
+        else:
+            self.here.extend(stretches)
+        self.left += sum(stretch.count for stretch in stretches)
+
+    def take(self, sequence: int) -> None:
+        """An item is read, which the broker will be told."""
+        if self.taken:
+            first, count = self.taken[-1]
+            if first + count == sequence:
+                self.taken[-1] = first, count + 1
+                return
+        self.taken.append((sequence, 1))
 
 
 class Receiver:
@@ -86,11 +130,9 @@ class Receiver:
         """An item that is here and whose block has been read, in a tuple."""
         with self._lock:
             lane = self._lanes.get(key)
-            if lane is None or not lane.here or lane.here[0].source.opened is None:
+            if lane is None or not lane.here or (opened := lane.here[0].source.opened) is None:
                 return None
             source, index, _sequence = self._pop(key, lane)
-        opened = source.opened
-        assert opened is not None
         return (self._value(source, opened, index),)
 
     def get(self, key: Key, timeout: float | None, *, own: bool) -> Steps[Any]:
@@ -119,7 +161,7 @@ class Receiver:
             notice = self._notice(key, lane)
             count = lane.want
         items = yield from self._ask(key, notice, count, None, timeout, own=own)
-        return (yield from self._read(items[0]))
+        return (yield from self._read(_single(items)))
 
     def get_batch(
         self, weight: float, key: Key, timeout: float | None, *, own: bool
@@ -140,8 +182,9 @@ class Receiver:
             notice = self._notice(key, lane, back=True)
         items = yield from self._ask(key, notice, 1, weight, timeout, own=own)
         batch: list[Any] = []
-        for item in items:
-            batch.append((yield from self._read(item)))
+        for source, index, _sequence in _each(items):
+            opened = yield from source.open(self._window)
+            batch.append(self._value(source, opened, index))
         return batch
 
     def leave(self) -> None:
@@ -178,8 +221,9 @@ class Receiver:
         timeout: float | None,
         *,
         own: bool,
-    ) -> Steps[list[_Here]]:
-        """What the broker answers: items that are the caller's; others go to the lane."""
+    ) -> Steps[list[_Stretch]]:
+        """What the broker answers: items that are the caller's; others go to the lane. Without a
+        target the caller's is one."""
         ticket = (self._peer, "get", next(self._tickets))
         reference = self._broker.take.remote(ticket, notice, count, target, timeout, own)
         try:
@@ -192,29 +236,30 @@ class Receiver:
             raise
         if reply.error is not None:
             raise reply.error
-        runs, _taken = reply.value
-        items = _items(runs)
-        mine = len(items) if target is not None else 1
+        items = _stretches(reply.value[0])
+        others = [] if target is not None else _after_first(items)
         with self._lock:
             lane = self._lane(key)
-            lane.here.extend(items[mine:])
+            lane.add(others)
             lane.last = time.monotonic()
             if not own:
-                lane.taken.extend(item.sequence for item in items[:mine])
+                for item in items:
+                    lane.taken.append((item.sequence, item.count))
             if lane.here or lane.taken:
                 self._watch()
-        return items[:mine]
+        return items
 
     def _pop(self, key: Key, lane: _Lane) -> _Here:
         """The next item that is here; more are asked for when half are read."""
-        item = lane.here.popleft()
-        lane.taken.append(item.sequence)
+        item = lane.pop()
+        lane.take(item.sequence)
         lane.last = time.monotonic()
-        if lane.ahead is None and lane.want > 1 and 2 * len(lane.here) <= lane.want:
+        if lane.ahead is None and lane.want > 1 and 2 * lane.left <= lane.want:
             lane.want = min(8 * lane.want, MOST)
             notice = self._notice(key, lane)
             lane.ahead = self._broker.ahead.remote(self._peer, notice, lane.want)
-        self._watch()
+        if not self._ticking:
+            self._watch()
         return item
 
     def _read(self, item: _Here) -> Steps[Any]:
@@ -236,7 +281,7 @@ class Receiver:
     def _absorb_ahead(self, lane: _Lane, ahead: Any, reply: Reply) -> None:
         if lane.ahead is ahead:
             lane.ahead = None
-            lane.here.extend(_items(reply.value[0]))
+            lane.add(_stretches(reply.value[0]))
             self._watch()
 
     def _adopt(self) -> None:
@@ -248,7 +293,7 @@ class Receiver:
                 continue
             reply: Reply = ray.get(reference)
             if reply.error is None:
-                self._lane(key).here.extendleft(reversed(_items(reply.value[0])))
+                self._lane(key).add(_stretches(reply.value[0]), first=True)
         self._orphans = left
 
     def _due(self, key: Key, lane: _Lane, now: float) -> list[Notice]:
@@ -263,10 +308,11 @@ class Receiver:
 
     def _notice(self, key: Key, lane: _Lane, *, back: bool = False) -> Notice:
         taken, lane.taken = lane.taken, []
-        returned: list[int] = []
+        returned: list[Span] = []
         if back:
-            returned = [item.sequence for item in lane.here]
+            returned = [(stretch.sequence, stretch.count) for stretch in lane.here]
             lane.here.clear()
+            lane.left = 0
         freed: dict[Segment, int] = {}
         while self._freed:
             segment = self._freed.popleft()
@@ -285,9 +331,34 @@ class Receiver:
             TICKER.watch(self)
 
 
-def _items(runs: list[Run]) -> list[_Here]:
-    found: list[_Here] = []
-    for block, indices, sequences in runs:
-        source = _Source(block)
-        found.extend(_Here(source, i, s) for i, s in zip(indices, sequences, strict=True))
+def _stretches(runs: Sequence[Run]) -> list[_Stretch]:
+    """Items as the broker gives them; those of a block share its source."""
+    found: list[_Stretch] = []
+    last: Any = None
+    for block, index, sequence, count in runs:
+        source = found[-1].source if found and block is last else _Source(block)
+        last = block
+        found.append(_Stretch(source, index, sequence, count))
     return found
+
+
+def _after_first(items: list[_Stretch]) -> list[_Stretch]:
+    """All but the first item, which alone is left in `items`."""
+    first, *others = items
+    if first.count > 1:
+        after = _Stretch(first.source, first.index + 1, first.sequence + 1, first.count - 1)
+        others.insert(0, after)
+        first.count = 1
+    items[1:] = []
+    return others
+
+
+def _single(items: list[_Stretch]) -> _Here:
+    (first,) = items
+    return _Here(first.source, first.index, first.sequence)
+
+
+def _each(items: list[_Stretch]) -> Iterator[_Here]:
+    for item in items:
+        for number in range(item.count):
+            yield _Here(item.source, item.index + number, item.sequence + number)

@@ -29,6 +29,12 @@ INSIDE = 90_000
 BLOCK = 1 << 20
 """Bytes of items that go out together, through the object store, when messages are on their way."""
 
+LARGE = 8
+"""Items that have blocks of their own, in a message."""
+
+LOOK = 256_000
+"""Bytes after which a message goes out if none is on its way; `LINGER_S` is as good a reason."""
+
 MOST = 2048
 """Items of a lease, and of a message."""
 
@@ -58,13 +64,12 @@ class Sender:
         self._pool = Pool(peer) if shares else None
         self._lock = threading.Lock()
         self._leases: dict[Key, _Lease] = {}
-        self._small: list[Encoded] = []
+        self._small = carry.Packer()
         self._rows: dict[Key, list[Row]] = {}
-        self._nbytes = 0
         self._groups: list[Group] = []
         self._sent: deque[Any] = deque()
         self._flushed = self._looked = 0.0
-        self._look_at = INSIDE
+        self._look_at = LOOK
         self._ticking = False
         self._error: ChannelError | None = None
         self._tickets, self._numbers = itertools.count(), itertools.count()
@@ -115,10 +120,10 @@ class Sender:
                 block = self._place_large(encoded)
                 rows = [Row(0, weight, size, priority)]
                 self._groups.append(Group(key, block, rows, self._more(lease, 1)))
-                self._flush()
+                self._look_at = 0
             else:
                 self._append(encoded, key, weight, priority)
-                self._flush_when_due(now)
+            self._flush_when_due(now)
             self._watch()
             return True
 
@@ -167,48 +172,57 @@ class Sender:
         with self._lock:
             try:
                 self._collect()
-                if self._small and now - self._flushed >= LINGER_S:
+                if self._unsent() and now - self._flushed >= LINGER_S:
                     self._flush()
-                if not (self._small or self._sent) and (notices := self._returned(now)):
+                if not (self._unsent() or self._sent) and (notices := self._returned(now)):
                     self._broker.tell.remote(self._peer, notices)
             except Exception as error:  # the next put raises it; a thread has nobody to raise it at
                 self._error = self._error or ChannelError(f"{type(error).__name__}: {error}")
             left = any(lease.items or lease.nbytes for lease in self._leases.values())
-            self._ticking = self._error is None and bool(self._small or self._sent or left)
+            self._ticking = self._error is None and bool(self._unsent() or self._sent or left)
             return self._ticking
 
+    def _unsent(self) -> bool:
+        return bool(self._small.items or self._groups)
+
     def _append(self, encoded: Encoded, key: Key, weight: float, priority: float) -> None:
-        row = Row(len(self._small), weight, encoded.nbytes, priority)
-        self._small.append(carry.snapshot(encoded))
-        self._nbytes += encoded.nbytes
+        """An item for the next block; with the one before it where they are alike."""
+        index = self._small.add(encoded)
+        row = Row(index, weight, encoded.nbytes, priority)
         rows = self._rows.get(key)
         if rows is None:
             self._rows[key] = [row]
+            return
+        last = rows[-1]
+        if last[1:4] == row[1:4] and last.index + last.count == index:
+            rows[-1] = Row(*last[:4], last.count + 1)
         else:
             rows.append(row)
 
     def _flush_when_due(self, now: float) -> None:
         """A block that is full goes at once; so does the first message after a pause. While a
         message is on its way, the next one grows."""
-        if self._nbytes >= BLOCK or len(self._small) >= MOST:
+        small = self._small
+        if small.nbytes >= BLOCK or small.items >= MOST or len(self._groups) >= LARGE:
             self._flush()
-        elif self._nbytes >= self._look_at or now - self._looked >= LINGER_S:
-            self._look_at, self._looked = self._nbytes + INSIDE, now
+        elif small.nbytes >= self._look_at or now - self._looked >= LINGER_S:
+            self._look_at, self._looked = small.nbytes + LOOK, now
             self._collect(wait=False)
             if not self._sent:
                 self._flush()
 
     def _seal(self) -> None:
         """Small items become a block."""
-        if not self._small:
+        if not self._small.items:
             return
-        block = carry.pack(self._small)
+        block = self._small.block()
         if len(block.data) > INSIDE + SMALL // 8:
             block = self._place_block(block)
         for key, rows in self._rows.items():
             lease = self._leases[key]
-            self._groups.append(Group(key, block, rows, self._more(lease, len(rows))))
-        self._small, self._rows, self._nbytes, self._look_at = [], {}, 0, INSIDE
+            more = self._more(lease, sum(row.count for row in rows))
+            self._groups.append(Group(key, block, rows, more))
+        self._rows, self._look_at = {}, LOOK
 
     def _place_block(self, block: Block) -> Any:
         """The block's data in shared memory or in the object store."""

@@ -7,6 +7,7 @@ the capacity holds for all producers together, with everything that is on its wa
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -21,13 +22,25 @@ from rlinf_graph.backends.ray.channel.errors import (
     Stuck,
     TooLarge,
 )
-from rlinf_graph.backends.ray.channel.lane import Given, Item, Lane, Limits, Room, Row, Want
+from rlinf_graph.backends.ray.channel.lane import (
+    Given,
+    Item,
+    Lane,
+    Limits,
+    Room,
+    Row,
+    Span,
+    Want,
+)
 
 Key = Any
 """What items are put under; any hashable value."""
 
 AHEAD = 64 << 20
-"""Bytes that a consumer is given ahead of its gets, and a producer's lease when bytes are free."""
+"""Bytes that a consumer is given ahead of its gets."""
+
+LEASE = 256 << 20
+"""Bytes of a producer's lease when they are free."""
 
 
 class Exchange:
@@ -78,18 +91,19 @@ class Exchange:
         """
         if self.failure:
             raise self.failure
-        lane, size = self.lanes[key], sum(row.nbytes for row in rows)
+        lane, items = self.lanes[key], sum(row.count for row in rows)
+        size = sum(row.nbytes * row.count for row in rows)
         leased = lane.leases.get(peer, (0, 0))
-        if leased[0] < len(rows) or leased[1] < size:
-            raise ChannelError(f"{len(rows)} items of {size} bytes with a lease of {leased}")
-        self._set_lease(lane, peer, leased[0] - len(rows), leased[1] - size)
+        if leased[0] < items or leased[1] < size:
+            raise ChannelError(f"{items} items of {size} bytes with a lease of {leased}")
+        self._set_lease(lane, peer, leased[0] - items, leased[1] - size)
         prioritised = self.limits.prioritised
-        for index, weight, nbytes, priority in rows:
-            self._sequence += 1
+        for index, weight, nbytes, priority, count in rows:
             order = -priority if prioritised else 0.0
-            lane.push(Item(order, self._sequence, weight, nbytes, block, index))
-        lane.came += len(rows)
-        lane.most = max(lane.most, len(lane.queue))
+            lane.push(Item(order, self._sequence, weight, nbytes, block, index, count))
+            self._sequence += count
+        lane.came += items
+        lane.most = max(lane.most, lane.queued)
         added = self._extra(lane, peer, ask) if not self._put_error(0) else (0, 0)
         self._grant(lane, peer, *added)
         self._settle(lane)
@@ -141,20 +155,17 @@ class Exchange:
             return []
         return self._hand_out(lane, peer, count, 0)
 
-    def confirm(self, peer: str, key: Key, sequences: Iterable[int]) -> None:
+    def confirm(self, peer: str, key: Key, spans: Iterable[Span]) -> None:
         """A consumer has taken items that were held for it."""
         lane = self.lanes[key]
-        held = lane.held[peer]
-        lane.free(held.pop(sequence) for sequence in sequences if sequence in held)
+        lane.free(lane.let_go(peer, spans))
         self._settle(lane)
 
-    def put_back(self, peer: str, key: Key, sequences: Iterable[int]) -> None:
+    def put_back(self, peer: str, key: Key, spans: Iterable[Span]) -> None:
         """A consumer does not take items that were held for it: they go where they came from."""
         lane = self.lanes[key]
-        held = lane.held[peer]
-        for sequence in sequences:
-            if sequence in held:
-                lane.push(held.pop(sequence))
+        for item in lane.let_go(peer, spans):
+            lane.push(item)
         self._settle(lane)
 
     def close(self, closer: str) -> None:
@@ -179,7 +190,7 @@ class Exchange:
             for ticket in [w.ticket for w in [*lane.rooms, *lane.wants] if w.peer == peer]:
                 self.withdraw(ticket)
             self.give_back(peer, key, *lane.leases.get(peer, (0, 0)))
-            self.put_back(peer, key, list(lane.held[peer]))
+            self.put_back(peer, key, [(i.sequence, i.count) for i in lane.held[peer].values()])
             del lane.held[peer]
             lane.consumers.discard(peer)
         self.producers.discard(peer)
@@ -199,10 +210,10 @@ class Exchange:
         """What a key holds and who waits for it, in one line."""
         lane = self.lanes[key]
         leased = sum(items for items, _nbytes in lane.leases.values())
-        held = sum(map(len, lane.held.values()))
+        held = sum(item.count for items in lane.held.values() for item in items.values())
         capacity = f"{self.limits.items:g} items and {self.limits.nbytes:g} bytes"
         return (
-            f"{len(lane.queue)} queued (weight {lane.weight:g}), {leased} leased, {held} held, "
+            f"{lane.queued} queued (weight {lane.weight:g}), {leased} leased, {held} held, "
             f"{lane.nbytes} bytes in use, capacity {capacity}; {len(lane.rooms)} wait to put, "
             f"{len(lane.wants)} wait to get"
         )
@@ -226,7 +237,7 @@ class Exchange:
         shares = 2 * max(1, len(self.producers))
         items = min(ask, (self.limits.items - lane.items) // shares)
         held = lane.leases.get(peer, (0, 0))[1]
-        nbytes = min(AHEAD - held, (self.limits.nbytes - lane.nbytes) // shares)
+        nbytes = min(LEASE - held, (self.limits.nbytes - lane.nbytes) // shares)
         return (int(items), int(nbytes)) if items > 0 and nbytes > 0 else (0, 0)
 
     def _grant(self, lane: Lane, peer: str, items: int, nbytes: int) -> None:
@@ -243,15 +254,23 @@ class Exchange:
             lane.leases.pop(peer, None)
 
     def _hand_out(self, lane: Lane, peer: str, count: int, taken: int) -> list[Item]:
-        """A fair part of the queue, at least one item; `taken` of them are the consumer's own."""
+        """A fair part of the queue, at least one item; the first `taken`, 0 or 1, are the
+        consumer's own."""
         others = max(len(lane.wants), len(lane.consumers), 1)
-        count = max(1, min(count, len(lane.queue) // others))
+        left = max(1, min(count, lane.queued // others)) - 1
         given, size = [lane.pop()], 0
-        while len(given) < count and (size := size + lane.queue[0].nbytes) <= AHEAD:
-            given.append(lane.pop())
-        lane.free(given[:taken])
-        if len(given) > taken:
-            lane.held[peer].update((item.sequence, item) for item in given[taken:])
+        if taken:
+            lane.free(given)
+        while left and lane.queue:
+            head = lane.queue[0]
+            most = min(left, (AHEAD - size) // head.nbytes if head.nbytes else left)
+            if most < 1:
+                break
+            item = lane.pop(most)
+            given.append(item)
+            left -= item.count
+            size += item.nbytes * item.count
+        lane.hold(peer, given[taken:])
         return given
 
     def _settle(self, lane: Lane) -> None:
@@ -286,11 +305,11 @@ class Exchange:
             batch = list(self._run(lane, want.target))
             if want.own:
                 lane.free(batch)
-                return Given(batch, len(batch))
-            lane.held[want.peer].update((item.sequence, item) for item in batch)
+                return Given(batch, sum(item.count for item in batch))
+            lane.hold(want.peer, batch)
             return Given(batch, 0)
         if lane.rooms and not lane.pending():
-            held = f"{len(lane.queue)} items of weight {lane.weight:g}"
+            held = f"{lane.queued} items of weight {lane.weight:g}"
             return Stuck(f"a batch of weight {want.target:g}: the key is full with {held}")
         return None
 
@@ -302,6 +321,17 @@ class Exchange:
     def _run(lane: Lane, target: float) -> Iterator[Item]:
         weight, first = 0.0, True
         while lane.queue and (first or weight < target):
-            item, first = lane.pop(), False
-            weight += item.weight
+            head = lane.queue[0]
+            item, first = lane.pop(_needed(head.weight, target - weight, head.count)), False
+            weight += item.weight * item.count
             yield item
+
+
+def _needed(weight: float, target: float, most: int) -> int:
+    """How many items of a weight it takes; `most` where those are not enough."""
+    if weight * most < target:
+        return most
+    count = min(most, max(1, math.ceil(target / weight))) if weight else 1
+    while count > 1 and weight * (count - 1) >= target:
+        count -= 1
+    return count
