@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo agent test plans cost lint setup lock clean
+.PHONY: help demo agent test plans soak cost lint setup lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: $(READY)  ## everything that must pass: linter, formatter, type checker, t
 
 plans: $(READY)  ## run plans from all over the space on Ray (minutes)
 	@$(BIN)/pytest -m slow
+
+soak: $(READY)  ## the tests of channels and workers under faults, many times over (an hour)
+	@$(BIN)/pytest -m soak --soak
 
 cost: $(READY)  ## fit and judge the cost model by published runs; tables and plots of docs/cost-model.md
 	@$(BIN)/python benchmarks/cost_model.py --json benchmarks/results/cost_model.json \

@@ -1,10 +1,34 @@
-"""One Ray session serves the whole test run; tests that need none start none."""
+"""One Ray session serves the whole test run; `--soak` repeats the tests that are marked for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="run every test marked soak(N) N times over, each under its own timeout",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With `--soak`, a test marked `soak(N)` becomes N tests, which differ in `repetition`."""
+    marker = metafunc.definition.get_closest_marker("soak")
+    if marker is None or not metafunc.config.getoption("--soak"):
+        return
+    if "repetition" not in metafunc.fixturenames:
+        metafunc.fixturenames.append("repetition")
+    metafunc.parametrize("repetition", range(marker.args[0]), indirect=True)
+
+
+@pytest.fixture
+def repetition(request: pytest.FixtureRequest) -> int:
+    """Which run of a test marked `soak(N)` this is, from 0, for seeds; 0 without `--soak`."""
+    return getattr(request, "param", 0)
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ def run_compiled(
     address: str | None = None,
     initial: Mapping[str, str] | None = None,
     report: Report = lambda _record, _seconds: None,
+    patience_s: float | None = None,
 ) -> RunResult:
     """Run a plan and keep what it gives.
 
@@ -110,6 +111,7 @@ def run_compiled(
         address: of a running Ray cluster to join; by default Ray is started for the run.
         initial: folders to load first weights from, by model.
         report: called with each finished iteration and its seconds.
+        patience_s: with `ray`, seconds in which no worker gets on after which the run fails.
 
     Raises:
         CompileError: RG0606 for a backend that is not there, RG0503 for a layout that an engine
@@ -119,7 +121,7 @@ def run_compiled(
         raise fail("RG0606", f"there is no backend `{backend}`", help=(suggest(backend, BACKENDS),))
     check_engines(compiled.graph, compiled.plan)
     runner = importlib.import_module(BACKENDS[backend])
-    more = {"address": address} if backend == "ray" else {}
+    more = {"address": address, "patience_s": patience_s} if backend == "ray" else {}
     with RunFolder(folder) as out:
         clock = _Clock()
 

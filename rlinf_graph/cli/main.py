@@ -148,6 +148,12 @@ def run_command(
     profile: ProfileOption = None,
     init: InitOption = None,
     out: Annotated[Path | None, typer.Option(help="folder; runs/PIPELINE by default")] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            "--patience", metavar="SECONDS", min=1, help="fail when no worker gets on for so long"
+        ),
+    ] = None,
     analyze: Annotated[
         bool, typer.Option("--analyze", help="print the plan with what was measured; write a trace")
     ] = False,
@@ -160,6 +166,8 @@ def run_command(
     from rlinf_graph.cli.progress import pace, progress
     from rlinf_graph.ir import plan as plans
 
+    if patience is not None and backend == "local":
+        raise typer.BadParameter("one process waits for no other", param_hint="--patience")
     pipeline, _others = load_pipeline(target)
     given = None if plan is None else plans.loads(_read(plan), str(plan))
     compiled = compile_pipeline(
@@ -170,7 +178,7 @@ def run_command(
     with progress(pipeline.name, iterations) as report:
         done = run_compiled(
             compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
-            address=address, initial=_pairs(init), report=report,
+            address=address, initial=_pairs(init), report=report, patience_s=patience,
         )  # fmt: skip
     print(f"{iterations} iterations in {done.seconds:.1f} s; "
           f"{pace(compiled.plan, done.iteration_s, backend)}; results in {folder}")  # fmt: skip

@@ -8,7 +8,9 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-TIMEOUT = timedelta(seconds=600)
+TIMEOUT = timedelta(days=7)
+"""Another rank may wait for its samples as long as they take: the watchdog of the run tells a wait
+from a fault."""
 
 
 class Ranks:

@@ -7,20 +7,27 @@ whose turn it is, which versions are there. Every wait ends when the run fails, 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rlinf_graph.backends.edges import Rows
 from rlinf_graph.backends.engines import Kept
+from rlinf_graph.backends.ray import waiting
 from rlinf_graph.backends.ray.mailbox import Call, Place
+from rlinf_graph.backends.ray.waiting import Wait
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.position import Moment
 from rlinf_graph.ir.program import Channel, Program
 from rlinf_graph.nodes.metric import Metrics
+
+DEATH_S = 3.0
+"""Seconds that a broken connection waits for the death that explains it."""
 
 Part = tuple[Rows, Any]
 """Sample indices, and a list with the batch that holds them, or a reference of it."""
@@ -84,6 +91,7 @@ class Board:
 
     def __init__(self, program: Program, kept: Kept) -> None:
         """Nothing has arrived. `kept` says which versions of the weights are held."""
+        self._program = program
         ranks = {group.name: group.ranks for group in program.groups}
         self._queues = {c.edge: _Queue(c, ranks[c.target]) for c in program.channels}
         self._rings = {
@@ -94,18 +102,30 @@ class Board:
         self._kept = kept
         self._addresses: dict[str, str] = {}
         self._failure: tuple[Diagnostic, ...] = ()
+        self._failures: list[tuple[Diagnostic, ...]] = []
+        self._heard = 0
+        self._asking: dict[waiting.Place, tuple[Call, float]] = {}
         self._records: list[IterationRecord] = []
         self._recorder = Recorder(sum(ranks.values()), self._records.append)
         self._changed = asyncio.Condition()
 
-    async def hear(self, told: Sequence[Call], question: Call | None = None) -> Any:
+    async def hear(
+        self, told: Sequence[Call], question: Call | None = None, who: waiting.Place | None = None
+    ) -> Any:
         """Take in what a rank tells, in order, and answer its question."""
+        self._heard += 1
         for method, arguments in told:
             await getattr(self, method)(*arguments)
         if question is None:
             return None
         method, arguments = question
-        return await getattr(self, method)(*arguments)
+        if who is None:
+            return await getattr(self, method)(*arguments)
+        self._asking[who] = question, time.monotonic()
+        try:
+            return await getattr(self, method)(*arguments)
+        finally:
+            del self._asking[who]
 
     async def room(self, places: Sequence[Place]) -> None:
         """Wait until edges take samples of moments; from then on their places are taken."""
@@ -177,10 +197,34 @@ class Board:
         self._recorder.finish(iteration)
         await self._notify()
 
-    async def fail(self, diagnostics: tuple[Diagnostic, ...]) -> None:
-        """End the run; the first cause is kept."""
-        self._failure = self._failure or diagnostics
+    async def fail(self, diagnostics: tuple[Diagnostic, ...], broken: bool = False) -> None:
+        """End the run; the first cause is kept, later ones are counted.
+
+        A `broken` connection is a cause only where no rank fails in `DEATH_S`, and none dies.
+        """
+        if diagnostics != self._failure:
+            self._failures.append(diagnostics)
+            if broken and not self._failure:
+                await asyncio.sleep(DEATH_S)
+            self._failure = self._failure or diagnostics
         await self._notify()
+
+    async def failed_besides(self, cause: tuple[Diagnostic, ...]) -> int:
+        """How many ranks have failed by themselves and not by this cause."""
+        return sum(failure != cause for failure in self._failures)
+
+    async def asking(self) -> tuple[int, dict[waiting.Place, float]]:
+        """How many calls have come, and since when which ranks wait, by this process's clock."""
+        return self._heard, {who: since for who, (_question, since) in self._asking.items()}
+
+    async def waits(self) -> list[Wait]:
+        """Who waits for whom now."""
+        now, asking = time.monotonic(), {who: call for who, (call, _) in self._asking.items()}
+        read = (
+            waiting.read(self._program, self._queues, self._rings, asking, who) for who in asking
+        )
+        found = [wait for wait in read if wait is not None]
+        return [replace(w, seconds=now - self._asking[w.who][1]) for w in found]
 
     async def records(self, known: int, timeout: float) -> list[IterationRecord]:
         """Finished iterations after the first `known`; waits for one, but not longer than that."""

@@ -35,9 +35,9 @@ class Line:
     What is told goes out together, with the next question or before the rank works on.
     """
 
-    def __init__(self, board: Any) -> None:
-        """Nothing has been told."""
-        self._board = board
+    def __init__(self, board: Any, who: tuple[str, int] | None = None) -> None:
+        """Nothing has been told. `who` is the rank, for reports of who waits for whom."""
+        self._board, self._who = board, who
         self._told: list[Call] = []
         self._sent: list[Any] = []
 
@@ -48,7 +48,7 @@ class Line:
             CompileError: the cause, when the run has failed.
         """
         told, self._told = self._told, []
-        return ray.get(self._board.hear.remote(told, (method, arguments)))
+        return ray.get(self._board.hear.remote(told, (method, arguments), self._who))
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Go on without an answer."""
@@ -73,6 +73,11 @@ class Line:
         """
         ray.get(self._sent)
         self._sent = []
+
+    def settled(self) -> bool:
+        """Whether everything that was sent has come, seen from any thread."""
+        sent = self._sent
+        return not sent or len(ray.wait(sent, num_returns=len(sent), timeout=0)[0]) == len(sent)
 
 
 class Mailbox:

@@ -16,6 +16,7 @@ from rlinf_graph.backends.rank import Rank
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.allreduce import Ranks, free_address
 from rlinf_graph.backends.ray.mailbox import Line, Mailbox
+from rlinf_graph.backends.ray.waiting import Doing
 from rlinf_graph.backends.record import Sightings
 from rlinf_graph.ir.interpreter import KINDS
 from rlinf_graph.ir.position import Position
@@ -52,6 +53,7 @@ class RankProcess:
 
     Attributes:
         at: the position of the instruction being carried out.
+        kind: its class; instructions of a kind that follow one another are carried out together.
         events: what took time so far.
     """
 
@@ -68,12 +70,13 @@ class RankProcess:
     ) -> None:
         """`start` is when the run began, by this machine's clock."""
         self.at: Position | None = None
+        self.kind: type = type(None)
         self.events: list[Event] = []
         self._job, self._group, self._number = job, group, number
         self._who = (group.name, number)
         self._engines, self._start = engines, start
         self._rank = Rank(job.graph, group, number, engines, environments, registers, job.seed)
-        self._line = Line(board)
+        self._line = Line(board, self._who)
         self._mailbox = Mailbox(self._line)
         self._channels = {channel.edge: channel for channel in job.program.channels}
         self._metrics, self._seen = Metrics(), Sightings()
@@ -94,9 +97,13 @@ class RankProcess:
         self._line.flush()
         self._line.settle()
 
+    def doing(self) -> Doing:
+        """What the rank is in, seen from another thread."""
+        return Doing(self.kind.__name__, self.at, self._line.settled())
+
     def _steps(self, kind: type, steps: list[tuple[Any, Position]], first: int) -> None:
         """Instructions of a kind that follow one another; batches come and go together."""
-        self.at = steps[0][1]
+        self.at, self.kind = steps[0][1], kind
         if kind is Recv:
             self._recv(steps)
         elif kind is Send:
@@ -194,6 +201,7 @@ class RankProcess:
                 self._line.ask("offer", self._group.name, address)
             address = self._line.ask("meet", self._group.name)
             self._peers = Ranks(self._number, self._group.ranks, address)
+        self._line.flush()  # the other ranks may need it to come here
         return self._peers.sum(self._rank.trainer.gradients(), self._rank.weight)
 
     def _timed(self, instruction: Instruction, at: Position, work: Any) -> None:

@@ -7,18 +7,20 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray.board import Board
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
-from rlinf_graph.backends.ray.worker import Job, Place, Worker
+from rlinf_graph.backends.ray.waiting import Place
+from rlinf_graph.backends.ray.watchdog import Seat, Watchdog
+from rlinf_graph.backends.ray.worker import Job, Worker
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
@@ -27,18 +29,11 @@ from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import Program
 from rlinf_graph.ir.timeline import Event
 
-
-@dataclass(frozen=True)
-class Seat:
-    """Where a worker lives: the id of its Ray node, and its process id there."""
-
-    node: str
-    process: int
-
-
 HOST = -1
 """The number of the worker that hosts host nodes."""
 POLL_S = 0.2
+GRACE_S = 1.0
+"""After a failure, for the other ranks to end too: those that fail by themselves are counted."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,7 @@ def run(
     placed: Callable[[Mapping[int, Seat]], None] = lambda _seats: None,
     loaded: Callable[[], None] = lambda: None,
     report: Callable[[IterationRecord], None] = lambda _record: None,
+    patience_s: float | None = None,
 ) -> RayRun:
     """Run every rank in the process of its device.
 
@@ -80,12 +76,14 @@ def run(
         placed: called with where each device's worker lives, once all have loaded.
         loaded: called when the models are there and the first iteration begins.
         report: called with each finished iteration.
+        patience_s: seconds of silence, in which no rank gets on, after which the run fails; by
+            default a note on stderr says from time to time who works and who waits.
 
     Raises:
-        CompileError: with the cause, when a node or a worker fails.
+        CompileError: the first cause, when a node or a worker fails, does not answer, or all wait.
     """
     job = Job(program, graph, plan, cluster, used_definitions(graph), seed, dict(initial or {}))
-    with session(cluster, address), by_value(graph), _Crew(job) as crew:
+    with session(cluster, address), by_value(graph), _Crew(job, patience_s) as crew:
         placed(crew.wait())
         loaded()
         crew.start(range(iterations))
@@ -117,8 +115,8 @@ def session(cluster: Cluster, address: str | None = None) -> Iterator[None]:
 class _Crew:
     """The actors of one run."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, patience_s: float | None) -> None:
+        self._job, self._patience_s = job, patience_s
         self._placement: Placement | None = None
         self._workers: dict[int, Any] = {}
         self._board: Any = None
@@ -141,7 +139,10 @@ class _Crew:
         self._placement = Placement(job.cluster)
         kept = Kept.of(job.graph, job.plan)
         board = ray.remote(Board)
-        self._board = board.options(num_cpus=0, max_concurrency=1000).remote(job.program, kept)
+        ranks = sum(group.ranks for group in job.program.groups)
+        waits = 2 * ranks + 16  # a question and a message of each rank, and those of this process
+        self._board = board.options(num_cpus=0, max_concurrency=waits).remote(job.program, kept)
+        self._dog = Watchdog(job.graph, job.program, self.places(), self._board, self._patience_s)
         shipped = ray.put(job)
         worker = ray.remote(Worker)
         for number, places in self.places().items():
@@ -165,13 +166,9 @@ class _Crew:
         Raises:
             CompileError: the cause, when one cannot load.
         """
-        asked = {number: worker.ready.remote() for number, worker in self._workers.items()}
-        seats: dict[int, Seat] = {}
-        for number, reference in asked.items():
-            try:
-                seats[number] = Seat(*ray.get(reference))
-            except RayError as error:
-                raise self._cause(self.places()[number][0], error) from error
+        asked = {worker.ready.remote(): number for number, worker in self._workers.items()}
+        seats = {number: Seat(*told) for number, told in self._dog.each(asked, "loads")}
+        self._dog.begin(self._workers, seats)
         self._ahead = {number: self._clock_ahead(number) for number in seats}
         return seats
 
@@ -198,7 +195,10 @@ class _Crew:
         """
         known, pending = 0, list(self._running)
         while pending or known < iterations:
-            records = ray.get(self._board.records.remote(known, POLL_S))
+            try:
+                records = self._dog.of_board("records", known, POLL_S)
+            except CompileError as error:
+                raise self._counted(error, pending) from error
             for record in records:
                 report(record)
             known += len(records)
@@ -207,18 +207,21 @@ class _Crew:
                 try:
                     ray.get(reference)
                 except RayError as error:
-                    raise self._cause(self._running[reference], error) from error
+                    cause = self._cause(self._running[reference], error)
+                    raise self._counted(cause, done + pending, self._running[reference]) from error
+            self._dog.look({self._running[reference] for reference in pending})
 
     def events(self) -> list[Event]:
         """What all workers did, by the end of each event."""
-        lists = ray.get([worker.events.remote() for worker in self._workers.values()])
-        return sorted((e for events in lists for e in events), key=lambda e: (e.end, e.group))
+        asked = {worker.events.remote(): number for number, worker in self._workers.items()}
+        told = self._dog.each(asked, "hands over its events")
+        return sorted((e for _n, events in told for e in events), key=lambda e: (e.end, e.group))
 
     def memory(self) -> dict[int, float]:
         """Most bytes that each device's worker needed, where that can be told."""
-        asked = {number: worker.memory.remote() for number, worker in self._workers.items()}
-        peaks: dict[int, Any] = {number: ray.get(reference) for number, reference in asked.items()}
-        return {number: peak for number, peak in peaks.items() if peak is not None}
+        asked = {worker.memory.remote(): number for number, worker in self._workers.items()}
+        told = self._dog.each(asked, "looks at its memory")
+        return {number: peak for number, peak in told if peak is not None}
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Write every trained model, from its rank 0."""
@@ -227,22 +230,40 @@ class _Crew:
             device = self._job.program.group(node.name).devices_of(0)[0]
             saved[model] = folder / model
             path = str(saved[model].resolve())
-            ray.get(self._workers[device].save.remote((node.name, 0), path))
+            saving = {self._workers[device].save.remote((node.name, 0), path): device}
+            list(self._dog.each(saving, "saves its model"))
         return saved
 
     def _cause(self, place: Place, error: RayError) -> CompileError:
         """The first failure that the board was told of, else that of the worker itself."""
-        told: tuple[Diagnostic, ...] = ray.get(self._board.failure.remote())
+        told: tuple[Diagnostic, ...] = self._dog.of_board("failure")
         if told:
             return CompileError(told)
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, CompileError):
-            return cause
-        node = self._job.graph.node(place[0])
-        what = "its process died" if isinstance(error, RayActorError) else f"{cause}"
-        message = f"the worker of `{place[0]}` rank {place[1]} is gone: {what}"
-        notes = tuple(line for line in str(error).splitlines() if line.strip())[:3]
-        return CompileError([Diagnostic("RG0609", message, node.span, notes=notes)])
+        return self._dog.gone(self._with(place), error)
+
+    def _with(self, place: Place) -> list[Place]:
+        """The ranks of a rank's process."""
+        return next(places for places in self.places().values() if place in places)
+
+    def _counted(
+        self, error: CompileError, pending: list[Any], of: Place | None = None
+    ) -> CompileError:
+        """The first cause, with how many ranks failed after it: by themselves, not for waiting.
+
+        `pending` are the others' calls, and `of` is a rank of the process that is the cause.
+        """
+        ended, _ = (
+            ray.wait(pending, num_returns=len(pending), timeout=GRACE_S) if pending else ([], [])
+        )
+        same = self._with(of) if of else []
+        others = self._dog.of_board("failed_besides", error.diagnostics)
+        others += sum(self._running[r] not in same and _died(r) for r in ended)
+        if not others:
+            return error
+        first, *rest = error.diagnostics
+        ranks = "1 more rank" if others == 1 else f"{others} more ranks"
+        notes = (*first.notes, f"and {ranks} failed after it")
+        return CompileError([replace(first, notes=notes), *rest])
 
     def _close(self) -> None:
         for actor in [*self._workers.values(), self._board]:
@@ -250,3 +271,14 @@ class _Crew:
                 ray.kill(actor)
         if self._placement is not None:
             self._placement.remove()
+
+
+def _died(reference: Any) -> bool:
+    """Whether a call that has ended did so with its process."""
+    try:
+        ray.get(reference)
+    except RayActorError:
+        return True
+    except RayError:
+        return False
+    return False

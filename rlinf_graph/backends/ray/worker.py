@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError, RayActorError
 
 from rlinf_graph.backends.cores import use_cores
 from rlinf_graph.backends.engines import Engines
@@ -17,6 +18,8 @@ from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.memory import MemoryMeter
 from rlinf_graph.backends.ray.process import RankProcess
+from rlinf_graph.backends.ray.waiting import Doing, Place
+from rlinf_graph.backends.ray.workers.errors import is_broken_link
 from rlinf_graph.dsl.node import NodeDefinition, definitions
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError
@@ -26,9 +29,6 @@ from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import Program
 from rlinf_graph.ir.timeline import Event
 from rlinf_graph.nodes.plugins import load_plugins
-
-Place = tuple[str, int]
-"""A worker group's name and a rank of it."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,14 @@ class Worker:
             job.graph, job.plan, job.cluster, groups, seed=job.seed, initial=job.initial
         )
         self._events: list[Event] = []
+        self._running: dict[Place, RankProcess] = {}
         self._lock = threading.Lock()
 
-    def ready(self) -> tuple[str, int]:
-        """Where this process lives, once it has loaded: the id of its Ray node, and its own."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+    def ready(self) -> tuple[str, int, str]:
+        """Where this process lives, once it has loaded: the id of its Ray node, its own, and the
+        address of the machine."""
+        context = ray.get_runtime_context()
+        return context.get_node_id(), os.getpid(), ray.util.get_node_ip_address()
 
     def clock(self) -> float:
         """This machine's time, in seconds."""
@@ -85,19 +88,26 @@ class Worker:
             self._job, group, rank, self._engines, self._environments, self._registers,
             self._board, start,
         )  # fmt: skip
+        self._running[place] = process
         try:
             process.run(iterations)
         except CompileError as error:
             ray.get(self._board.fail.remote(error.diagnostics))
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             at = process.at or Position(iterations.start, rank)
-            named = failed(self._job.graph.node(group.name), at, error)
-            ray.get(self._board.fail.remote(named.diagnostics))
+            named = failed(self._job.graph.node(group.name), at, error, where=_here())
+            broken = is_broken_link(error) or isinstance(error, ObjectLostError | RayActorError)
+            ray.get(self._board.fail.remote(named.diagnostics, broken))
             raise named from error
         finally:
+            del self._running[place]
             with self._lock:
                 self._events += process.events
+
+    def pulse(self) -> dict[Place, Doing]:
+        """What the ranks that run here are in; no answer is one, too."""
+        return {place: process.doing() for place, process in list(self._running.items())}
 
     def events(self) -> list[Event]:
         """What this worker's ranks did, with seconds since the run began."""
@@ -112,3 +122,7 @@ class Worker:
         from pathlib import Path
 
         self._engines.trainer(self._job.program.group(place[0]), place[1]).save(Path(path))
+
+
+def _here() -> str:
+    return f"on {ray.util.get_node_ip_address()}, process {os.getpid()}"

@@ -104,7 +104,7 @@ def failure_of(error: BaseException, group: str, rank: int, host: str, method: s
     """What a worker tells of an exception that one of its methods raised."""
     made = Failure(
         group, rank, host, method, type(error).__name__, str(error), _frames(error),
-        _pickled(error), broken_link=_is_broken_link(error),
+        _pickled(error), broken_link=is_broken_link(error),
     )  # fmt: skip
     if isinstance(error, WorkerError):
         return replace(made, origin=error.failure.first)
@@ -118,7 +118,7 @@ def death_of(error: BaseException, group: str, rank: int, host: str, method: str
     return Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))
 
 
-def _is_broken_link(error: BaseException) -> bool:
+def is_broken_link(error: BaseException) -> bool:
     """Whether a peer's end may be the cause: torch's gloo has no class of its own for that."""
     kinds = (BrokenLinkError, DistError)
     return isinstance(error, kinds) or "gloo/transport" in str(error)
