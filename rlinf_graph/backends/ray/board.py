@@ -10,80 +10,23 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import ray
 
 from rlinf_graph.backends.edges import Rows
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import waiting
-from rlinf_graph.backends.ray.mailbox import Call, Place
+from rlinf_graph.backends.ray.post import Address, Server
+from rlinf_graph.backends.ray.state import Call, Part, Place, queues_of, rings_of
 from rlinf_graph.backends.ray.waiting import Wait
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
-from rlinf_graph.ir.position import Moment
-from rlinf_graph.ir.program import Channel, Program
+from rlinf_graph.ir.program import Program
 from rlinf_graph.nodes.metric import Metrics
 
 DEATH_S = 3.0
 """Seconds that a broken connection waits for the death that explains it."""
-
-Part = tuple[Rows, Any]
-"""Sample indices, and a list with the batch that holds them, or a reference of it."""
-
-
-class _Queue:
-    """An edge: which samples of which moment are accounted for, and where they are."""
-
-    def __init__(self, channel: Channel, consumers: int) -> None:
-        self.channel, self.consumers = channel, consumers
-        self.parts: dict[Moment, list[Part]] = {}
-        self.freed: dict[Moment, int] = defaultdict(int)
-
-    def has_room(self, moment: Moment) -> bool:
-        return moment in self.parts or len(self.parts) < self.channel.capacity
-
-    def open(self, moment: Moment) -> None:
-        self.parts.setdefault(moment, [])
-
-    def put(self, moment: Moment, rows: Rows, reference: Any) -> None:
-        self.parts[moment].append((rows, reference))
-
-    def has(self, moment: Moment, rows: Rows) -> bool:
-        come = self.parts.get(moment)
-        if not come:
-            return False
-        known = come[0][0] if len(come) == 1 else np.concatenate([rows for rows, _held in come])
-        return np.array_equal(known, rows) or bool(np.isin(rows, known).all())
-
-    def holding(self, moment: Moment, rows: Rows) -> dict[int, Any]:
-        parts = enumerate(self.parts[moment])
-        return {number: held for number, (index, held) in parts if np.isin(index, rows).any()}
-
-    def free(self, moment: Moment) -> None:
-        self.freed[moment] += 1
-        if self.freed[moment] == self.consumers:
-            for held in (self.parts, self.freed):
-                held.pop(moment, None)
-
-
-class _Ring:
-    """Turns on shared devices."""
-
-    def __init__(self, sizes: list[int]) -> None:
-        self.sizes, self.turn, self.round, self.released = sizes, 0, 0, 0
-        self.taken: dict[tuple[str, int], int] = defaultdict(int)
-
-    def may(self, position: int, key: tuple[str, int]) -> bool:
-        return (self.round, self.turn) == (self.taken[key], position)
-
-    def release(self) -> None:
-        self.released += 1
-        if self.released == self.sizes[self.turn]:
-            self.released = 0
-            self.turn = (self.turn + 1) % len(self.sizes)
-            self.round += self.turn == 0
 
 
 class Board:
@@ -92,79 +35,98 @@ class Board:
     def __init__(self, program: Program, kept: Kept) -> None:
         """Nothing has arrived. `kept` says which versions of the weights are held."""
         self._program = program
-        ranks = {group.name: group.ranks for group in program.groups}
-        self._queues = {c.edge: _Queue(c, ranks[c.target]) for c in program.channels}
-        self._rings = {
-            r.name: _Ring([sum(ranks[name] for name in names) for names in r.positions])
-            for r in program.rings
-        }
+        names = {group.name for group in program.groups}
+        self._queues, self._rings = queues_of(program, names), rings_of(program, names)
         self._versions: dict[str, dict[int, Any]] = defaultdict(dict)
         self._kept = kept
         self._addresses: dict[str, str] = {}
         self._failure: tuple[Diagnostic, ...] = ()
         self._failures: list[tuple[Diagnostic, ...]] = []
-        self._heard = 0
+        self._heard: dict[waiting.Place, int] = defaultdict(int)
         self._asking: dict[waiting.Place, tuple[Call, float]] = {}
         self._records: list[IterationRecord] = []
-        self._recorder = Recorder(sum(ranks.values()), self._records.append)
-        self._changed = asyncio.Condition()
+        self._recorder = Recorder(
+            sum(group.ranks for group in program.groups), self._records.append
+        )
+        self._waiters: dict[str, list[asyncio.Future[None]]] = defaultdict(list)
+        self._post = Server(self._hear)
 
-    async def hear(
-        self, told: Sequence[Call], question: Call | None = None, who: waiting.Place | None = None
-    ) -> Any:
-        """Take in what a rank tells, in order, and answer its question."""
-        self._heard += 1
+    async def open(self) -> Address:
+        """Listen to the ranks; where."""
+        return await self._post.start(ray.util.get_node_ip_address())
+
+    async def take_in(self, told: Sequence[Call]) -> None:
+        """What a rank tells, in order."""
         for method, arguments in told:
             await getattr(self, method)(*arguments)
-        if question is None:
-            return None
-        method, arguments = question
-        if who is None:
-            return await getattr(self, method)(*arguments)
-        self._asking[who] = question, time.monotonic()
+
+    async def answer(self, method: str, arguments: Sequence[Any]) -> Any:
+        """The answer to a question whose answer has references."""
+        return await getattr(self, method)(*arguments)
+
+    async def nothing(self) -> None:
+        """What was told before has been heard."""
+
+    async def _hear(
+        self, who: waiting.Place, told: Sequence[Call], question: Call | None
+    ) -> tuple[Any, bool]:
+        """Take in what a rank tells, in order, and answer its question."""
+        self._heard[who] += 1
         try:
-            return await getattr(self, method)(*arguments)
-        finally:
-            del self._asking[who]
+            await self.take_in(told)
+            if question is None:
+                return None, False
+            self._asking[who] = question, time.monotonic()
+            try:
+                answer = await self.answer(*question)
+            finally:
+                del self._asking[who]
+        except CompileError as error:
+            return ("error", error), True
+        except Exception as error:
+            await self.fail((Diagnostic("RG0609", f"the board cannot go on: {error!r}"),))
+            raise
+        return ("references", None) if _refers(answer) else ("answer", answer), True
 
     async def room(self, places: Sequence[Place]) -> None:
         """Wait until edges take samples of moments; from then on their places are taken."""
-        queues = [(self._queues[edge], moment) for edge, moment in places]
-        await self._until(lambda: all(queue.has_room(moment) for queue, moment in queues))
-        for queue, moment in queues:
+        for edge, moment in places:
+            queue = self._queues[edge]
+            await self._until(edge, lambda queue=queue, moment=moment: queue.has_room(moment))
             queue.open(moment)
 
-    async def put(self, place: Place, rows: Rows, reference: Any) -> None:
+    async def put(self, place: Place, part: Part) -> None:
         """Samples of an edge are there."""
         edge, moment = place
-        self._queues[edge].put(moment, rows, reference)
-        await self._notify()
+        self._queues[edge].put(moment, part)
+        self._notify(edge)
 
-    async def get(self, wanted: Mapping[Place, Rows]) -> dict[Place, dict[int, Any]]:
+    async def get(self, wanted: Mapping[Place, Rows]) -> dict[Place, dict[int, Part]]:
         """Wait for samples of some edges; by place and number, the batches that hold them."""
-        queues = [(self._queues[edge], moment, rows) for (edge, moment), rows in wanted.items()]
-        await self._until(lambda: all(queue.has(moment, rows) for queue, moment, rows in queues))
-        return {
-            (edge, moment): self._queues[edge].holding(moment, rows)
-            for (edge, moment), rows in wanted.items()
-        }
+        found: dict[Place, dict[int, Part]] = {}
+        for (edge, moment), rows in wanted.items():
+            queue = self._queues[edge]
+            here = (moment, rows)
+            await self._until(edge, lambda queue=queue, here=here: queue.has(*here))
+            found[edge, moment] = queue.holding(moment, rows)
+        return found
 
     async def free(self, place: Place) -> None:
         """A consumer is done with a moment of an edge."""
         edge, moment = place
         self._queues[edge].free(moment)
-        await self._notify()
+        self._notify(edge)
 
     async def acquire(self, who: tuple[str, int], ring: str, position: int) -> None:
         """Wait for a turn."""
         state = self._rings[ring]
-        await self._until(lambda: state.may(position, who))
-        state.taken[who] += 1
+        await self._until(ring, lambda: state.may(position, who))
+        state.take(who)
 
     async def release(self, ring: str) -> None:
         """A turn is over for one rank."""
         self._rings[ring].release()
-        await self._notify()
+        self._notify(ring)
 
     async def publish(self, model: str, version: int, reference: Any) -> None:
         """A version of a model's weights is there."""
@@ -172,22 +134,22 @@ class Board:
         kept[version] = reference
         for old in self._kept.past(model, list(kept), version):
             del kept[old]
-        await self._notify()
+        self._notify(f"weights of {model}")
 
     async def weights(self, model: str, version: int) -> Any:
         """Wait for a version of a model's weights."""
         kept = self._versions[model]
-        await self._until(lambda: version in kept)
+        await self._until(f"weights of {model}", lambda: version in kept)
         return kept[version]
 
     async def offer(self, group: str, address: str) -> None:
         """Where rank 0 of a group meets the others."""
         self._addresses[group] = address
-        await self._notify()
+        self._notify(f"address of {group}")
 
     async def meet(self, group: str) -> str:
         """Wait for the address of rank 0 of one's group."""
-        await self._until(lambda: group in self._addresses)
+        await self._until(f"address of {group}", lambda: group in self._addresses)
         return self._addresses[group]
 
     async def finish(self, iteration: int, metrics: Metrics, seen: Sightings) -> None:
@@ -195,7 +157,7 @@ class Board:
         self._recorder.metrics[iteration].merge(metrics)
         self._recorder.add(iteration, seen)
         self._recorder.finish(iteration)
-        await self._notify()
+        self._notify("records")
 
     async def fail(self, diagnostics: tuple[Diagnostic, ...], broken: bool = False) -> None:
         """End the run; the first cause is kept, later ones are counted.
@@ -207,30 +169,28 @@ class Board:
             if broken and not self._failure:
                 await asyncio.sleep(DEATH_S)
             self._failure = self._failure or diagnostics
-        await self._notify()
+        for key in list(self._waiters):
+            self._notify(key)
 
     async def failed_besides(self, cause: tuple[Diagnostic, ...]) -> int:
         """How many ranks have failed by themselves and not by this cause."""
         return sum(failure != cause for failure in self._failures)
 
-    async def asking(self) -> tuple[int, dict[waiting.Place, float]]:
-        """How many calls have come, and since when which ranks wait, by this process's clock."""
-        return self._heard, {who: since for who, (_question, since) in self._asking.items()}
+    async def asking(self) -> tuple[dict[waiting.Place, int], dict[waiting.Place, float]]:
+        """How many messages of each rank have come, and since when which ranks wait, by this
+        process's clock."""
+        since = {who: since for who, (_question, since) in self._asking.items()}
+        return dict(self._heard), since
 
     async def waits(self) -> list[Wait]:
         """Who waits for whom now."""
-        now, asking = time.monotonic(), {who: call for who, (call, _) in self._asking.items()}
-        read = (
-            waiting.read(self._program, self._queues, self._rings, asking, who) for who in asking
-        )
-        found = [wait for wait in read if wait is not None]
-        return [replace(w, seconds=now - self._asking[w.who][1]) for w in found]
+        return waiting.all_waits(self._program, self._queues, self._rings, self._asking)
 
     async def records(self, known: int, timeout: float) -> list[IterationRecord]:
         """Finished iterations after the first `known`; waits for one, but not longer than that."""
         try:
             async with asyncio.timeout(timeout):
-                await self._until(lambda: len(self._records) > known)
+                await self._until("records", lambda: len(self._records) > known)
         except TimeoutError:
             return []
         return self._records[known:]
@@ -239,13 +199,25 @@ class Board:
         """Why the run failed; empty while it has not."""
         return self._failure
 
-    async def _until(self, ready: Callable[[], bool]) -> None:
-        """Wait for a condition; a failure of the run is raised instead."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._failure) or ready())
+    async def _until(self, key: str, ready: Callable[[], bool]) -> None:
+        """Wait for a condition of an edge, a ring or something else that changes under this name;
+        a failure of the run is raised instead."""
+        while not self._failure and not ready():
+            future = asyncio.get_running_loop().create_future()
+            self._waiters[key].append(future)
+            await future
         if self._failure:
             raise CompileError(self._failure)
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _notify(self, key: str) -> None:
+        for future in self._waiters.pop(key, ()):
+            if not future.done():
+                future.set_result(None)
+
+
+def _refers(answer: Any) -> bool:
+    """Whether an answer of `get` or `weights` has references in it."""
+    if isinstance(answer, dict):
+        parts: Any = (part for parts in answer.values() for part in parts.values())
+        return any(isinstance(held, ray.ObjectRef) for _rows, held in parts)
+    return isinstance(answer, ray.ObjectRef)

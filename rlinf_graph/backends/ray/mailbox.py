@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 
 from rlinf_graph.backends.edges import Edges, Rows, index_of, require_share
 from rlinf_graph.backends.ray import wire
+from rlinf_graph.backends.ray.line import Line
+from rlinf_graph.backends.ray.nearby import Nearby
+from rlinf_graph.backends.ray.state import Part, Place
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.position import Moment
@@ -18,75 +21,18 @@ Output = tuple[int, tuple[str, ...], str, str]
 """The number of a node's output, the field of it that an edge carries, what was gathered in its
 stead, and the field that keeps samples back."""
 
-Place = tuple[str, Moment]
-"""An edge at a moment."""
-
 SMALL = 65_536
 """Bytes of a batch that travels with the message: a write and a read of the object store take about
 a millisecond of each side, whatever the size."""
 
-Call = tuple[str, tuple[Any, ...]]
-"""A method of the board, and its arguments."""
-
-
-class Line:
-    """Calls of the board: those that wait for an answer, and those that only tell.
-
-    What is told goes out together, with the next question or before the rank works on.
-    """
-
-    def __init__(self, board: Any, who: tuple[str, int] | None = None) -> None:
-        """Nothing has been told. `who` is the rank, for reports of who waits for whom."""
-        self._board, self._who = board, who
-        self._told: list[Call] = []
-        self._sent: list[Any] = []
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Wait for what the board answers.
-
-        Raises:
-            CompileError: the cause, when the run has failed.
-        """
-        told, self._told = self._told, []
-        return ray.get(self._board.hear.remote(told, (method, arguments), self._who))
-
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Go on without an answer."""
-        self._told.append((method, arguments))
-
-    def flush(self) -> None:
-        """Send what has been told, when what was sent before has come.
-
-        Raises:
-            RayError: where the board could not take that in.
-        """
-        if self._told:
-            self.settle()
-            told, self._told = self._told, []
-            self._sent = [self._board.hear.remote(told)]
-
-    def settle(self) -> None:
-        """Wait until everything that was sent has come.
-
-        Raises:
-            RayError: where the board could not take it in.
-        """
-        ray.get(self._sent)
-        self._sent = []
-
-    def settled(self) -> bool:
-        """Whether everything that was sent has come, seen from any thread."""
-        sent = self._sent
-        return not sent or len(ray.wait(sent, num_returns=len(sent), timeout=0)[0]) == len(sent)
-
 
 class Mailbox:
-    """What a rank sends and receives. A batch is written once and read once, however often it is
-    sent or cut; a small one inside a loop goes along with the message about it."""
+    """What a rank sends and receives. Inside a process batches are handed over as they are; to
+    others a batch is written once and read once, however often it is sent or cut."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, who: tuple[str, int], line: Line, nearby: Nearby) -> None:
         """Nothing has come."""
-        self._line = line
+        self._who, self._line, self._nearby = who, line, nearby
         self._came = Edges()
         self._held: dict[Place, set[int]] = defaultdict(set)
         self._written: dict[Output, Any] = {}
@@ -94,24 +40,33 @@ class Mailbox:
 
     def wait(self, wanted: Mapping[Place, Rows]) -> None:
         """Wait until samples of some edges are here."""
-        lacking = {
-            place: rows for place, rows in wanted.items() if not self._came.has(*place, rows)
-        }
-        if not lacking:
-            return
-        told: dict[Place, dict[int, Any]] = self._line.ask("get", lacking)
-        new = [
-            (place, number, rows, batch)
-            for place, batches in told.items()
-            for number, (rows, batch) in batches.items()
-            if number not in self._held[place]
-        ]
-        far = [batch for *_which, batch in new if isinstance(batch, ray.ObjectRef)]
+        near: dict[Place, Rows] = {}
+        far: dict[Place, Rows] = {}
+        for place, rows in wanted.items():
+            if not self._came.has(*place, rows):
+                (near if place[0] in self._nearby.queues else far)[place] = rows
+        if far:
+            self._take_far(self._line.ask("get", far))
+        if near:
+            found = self._nearby.get(self._who, near, self._line.flush)
+            for place, _number, rows, batch in self._new(found):
+                self._came.put(*place, rows, batch)
+
+    def _take_far(self, told: dict[Place, dict[int, Part]]) -> None:
+        new = list(self._new(told))
+        far = [held for *_which, held in new if isinstance(held, ray.ObjectRef)]
         fetched = iter(ray.get(far) if far else [])
-        for place, number, rows, batch in new:
-            near = next(fetched) if isinstance(batch, ray.ObjectRef) else batch
-            self._came.put(*place, rows, wire.unpack(near))
-            self._held[place].add(number)
+        for place, _number, rows, held in new:
+            here = next(fetched) if isinstance(held, ray.ObjectRef) else held
+            self._came.put(*place, rows, wire.unpack(here))
+
+    def _new(self, told: dict[Place, dict[int, Part]]) -> Iterator[tuple[Place, int, Rows, Any]]:
+        """Parts that have not come before."""
+        for place, parts in told.items():
+            for number, (rows, held) in parts.items():
+                if number not in self._held[place]:
+                    self._held[place].add(number)
+                    yield place, number, rows, held
 
     def take(self, place: Place, rows: Rows) -> Batch:
         """Samples of an edge, which have been waited for."""
@@ -120,9 +75,13 @@ class Mailbox:
     def open(self, places: list[Place]) -> None:
         """Wait until some edges have room for a moment."""
         lacking = [(edge, moment) for edge, moment in places if self._open.get(edge) != moment]
-        if lacking:
-            self._line.ask("room", lacking)
-            self._open |= dict(lacking)
+        near = [place for place in lacking if place[0] in self._nearby.queues]
+        far = [place for place in lacking if place[0] not in self._nearby.queues]
+        if far:
+            self._line.ask("room", far)
+        if near:
+            self._nearby.room(self._who, near, self._line.flush)
+        self._open |= dict(lacking)
 
     def put(self, place: Place, rows: Rows, output: Output, value: Batch) -> bool:
         """Hand an output to an edge that has room; whether it had not been sent yet.
@@ -132,11 +91,15 @@ class Mailbox:
         """
         require_share(rows, index_of(value))
         new = output not in self._written
-        if new:
+        held = self._written.setdefault(output, None)
+        if place[0] in self._nearby.queues:
+            self._nearby.put(place, (rows, value))
+            return new
+        if held is None:
             made = wire.pack(value)
-            inside = len(place[1]) > 1 and packed.nbytes(value) <= SMALL
-            self._written[output] = made if inside else ray.put(made)
-        self._line.tell("put", place, rows, (rows, self._written[output]))
+            held = made if packed.nbytes(value) <= SMALL else ray.put(made)
+            self._written[output] = held
+        self._line.tell("put", place, (rows, held), refers=isinstance(held, ray.ObjectRef))
         return new
 
     def renew(self) -> None:
@@ -147,4 +110,7 @@ class Mailbox:
         """Nothing more is needed of a moment of an edge."""
         self._came.drop(*place)
         self._held.pop(place, None)
-        self._line.tell("free", place)
+        if place[0] in self._nearby.queues:
+            self._nearby.free(place)
+        else:
+            self._line.tell("free", place)

@@ -15,8 +15,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from rlinf_graph.backends.measure import SHARES, Bench
 from rlinf_graph.backends.ray.board import Board
-from rlinf_graph.backends.ray.mailbox import Line, Mailbox
+from rlinf_graph.backends.ray.line import Line
+from rlinf_graph.backends.ray.mailbox import Mailbox
+from rlinf_graph.backends.ray.nearby import Nearby
 from rlinf_graph.backends.ray.placement import Placement
+from rlinf_graph.backends.ray.post import Address
 from rlinf_graph.backends.ray.run import session
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
 from rlinf_graph.dsl.node import NodeDefinition, definitions
@@ -93,10 +96,12 @@ class _Worker:
         self._bench = Bench(self._graph, self._cluster, self._device, seed, initial)
         yield from self._bench.nodes()
 
-    def handovers(self, board: Any, devices: int) -> list[Measurement]:
+    def handovers(self, board: Any, address: Address, devices: int) -> list[Measurement]:
         """Send to the next worker while the one before sends to this one."""
         node, whole = self._bench.largest()
-        mailbox = Mailbox(Line(board))
+        who = str(self._device), 0
+        alone = Nearby(Program("handover", (), ()), ())
+        mailbox = Mailbox(who, Line(board, address, who), alone)
         to, of = (_edge(number % devices) for number in (self._device, self._device - 1))
         found: list[Measurement] = []
         for place, share in enumerate(SHARES):
@@ -132,7 +137,9 @@ def _handovers(workers: list[Any]) -> Iterator[list[list[Measurement]]]:
     board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000)
     made: Any = board.remote(Program("handover", groups, channels), 1)
     try:
-        yield [_got(each) for each in [w.handovers.remote(made, len(workers)) for w in workers]]
+        address = ray.get(made.open.remote())
+        sent = [worker.handovers.remote(made, address, len(workers)) for worker in workers]
+        yield [_got(each) for each in sent]
     finally:
         ray.kill(made)
 

@@ -15,7 +15,9 @@ from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.rank import Rank
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.allreduce import Ranks, free_address
-from rlinf_graph.backends.ray.mailbox import Line, Mailbox
+from rlinf_graph.backends.ray.line import Line
+from rlinf_graph.backends.ray.mailbox import SMALL, Mailbox
+from rlinf_graph.backends.ray.nearby import Nearby
 from rlinf_graph.backends.ray.waiting import Doing
 from rlinf_graph.backends.record import Sightings
 from rlinf_graph.ir.interpreter import KINDS
@@ -65,7 +67,8 @@ class RankProcess:
         engines: Engines,
         environments: Registers,
         registers: MutableMapping[str, Any],
-        board: Any,
+        line: Line,
+        nearby: Nearby,
         start: float,
     ) -> None:
         """`start` is when the run began, by this machine's clock."""
@@ -76,8 +79,8 @@ class RankProcess:
         self._who = (group.name, number)
         self._engines, self._start = engines, start
         self._rank = Rank(job.graph, group, number, engines, environments, registers, job.seed)
-        self._line = Line(board, self._who)
-        self._mailbox = Mailbox(self._line)
+        self._line, self._nearby = line, nearby
+        self._mailbox = Mailbox(self._who, line, nearby)
         self._channels = {channel.edge: channel for channel in job.program.channels}
         self._metrics, self._seen = Metrics(), Sightings()
         self._peers: Ranks | None = None
@@ -94,12 +97,11 @@ class RankProcess:
             for kind, steps in groupby(listed, key=lambda step: type(step[0])):
                 self._steps(kind, list(steps), iterations.start)
             self._line.tell("finish", iteration, self._metrics, self._seen)
-        self._line.flush()
-        self._line.settle()
+        self._line.close()
 
     def doing(self) -> Doing:
         """What the rank is in, seen from another thread."""
-        return Doing(self.kind.__name__, self.at, self._line.settled())
+        return Doing(self.kind.__name__, self.at, self._line.sent)
 
     def _steps(self, kind: type, steps: list[tuple[Any, Position]], first: int) -> None:
         """Instructions of a kind that follow one another; batches come and go together."""
@@ -115,9 +117,9 @@ class RankProcess:
     def _step(self, instruction: Instruction, at: Position, first: int) -> None:
         match instruction:
             case Acquire(turn=turn, position=position):
-                self._line.ask("acquire", self._who, turn, position)
+                self._acquire(turn, position)
             case Release(turn=turn):
-                self._line.tell("release", turn)
+                self._release(turn)
             case Free(edge=edge, lag=lag):
                 self._mailbox.free((edge, at.moment(self._channels[edge].depth, lag)))
             case Keep() | Gather():
@@ -145,6 +147,18 @@ class RankProcess:
                 pass
             case _:
                 raise TypeError(f"{instruction} is no single instruction")
+
+    def _acquire(self, ring: str, position: int) -> None:
+        if ring in self._nearby.rings:
+            self._nearby.acquire(self._who, ring, position, self._line.flush)
+        else:
+            self._line.ask("acquire", self._who, ring, position)
+
+    def _release(self, ring: str) -> None:
+        if ring in self._nearby.rings:
+            self._nearby.release(ring)
+        else:
+            self._line.tell("release", ring)
 
     def _recv(self, steps: list[tuple[Recv, Position]]) -> None:
         wanted = {
@@ -176,16 +190,19 @@ class RankProcess:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
         if self._number == 0:
             weights = self._rank.trainer.weights().items()
-            reference = ray.put([(name, wire.to_array(value)) for name, value in weights])
-            self._line.tell("publish", model, version, [reference])
+            arrays = [(name, wire.to_array(value)) for name, value in weights]
+            small = sum(array.values.nbytes for _name, array in arrays) <= SMALL
+            self._line.tell(
+                "publish", model, version, arrays if small else ray.put(arrays), refers=not small
+            )
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:
         due = self._engines.due(self._group, self._number, awaited, at.iteration, first)
-        found = [(version, *self._line.ask("weights", awaited.model, version)) for version in due]
+        found = [(version, self._line.ask("weights", awaited.model, version)) for version in due]
 
         def adopt() -> None:
-            for version, reference in found:
-                arrays = ray.get(reference)
+            for version, held in found:
+                arrays = ray.get(held) if isinstance(held, ray.ObjectRef) else held
                 weights = [(name, wire.to_tensor(array)) for name, array in arrays]
                 self._engines.adopt(self._group, self._number, awaited, version, weights)
 

@@ -143,13 +143,16 @@ class _Crew:
         waits = 2 * ranks + 16  # a question and a message of each rank, and those of this process
         self._board = board.options(num_cpus=0, max_concurrency=waits).remote(job.program, kept)
         self._dog = Watchdog(job.graph, job.program, self.places(), self._board, self._patience_s)
+        address = ray.get(self._board.open.remote())
         shipped = ray.put(job)
         worker = ray.remote(Worker)
         for number, places in self.places().items():
             options: dict[str, Any] = {"max_concurrency": len(places) + 4, "num_cpus": 0}
             if number != HOST:
                 options |= self._placement.options(number)
-            self._workers[number] = worker.options(**options).remote(shipped, places, self._board)
+            self._workers[number] = worker.options(**options).remote(
+                shipped, places, self._board, address
+            )
 
     def places(self) -> dict[int, list[Place]]:
         """The ranks of each worker: a rank lives with its first device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,12 +29,12 @@ class Doing:
     Attributes:
         kind: of the instruction, such as `Run`.
         at: its position; None before the first.
-        settled: whether everything that the rank has sent has come.
+        sent: messages to the board.
     """
 
     kind: str
     at: Position | None
-    settled: bool = True
+    sent: int = 0
 
     def __str__(self) -> str:
         """Such as `Run` of iteration 3, chunk 1."""
@@ -77,6 +78,21 @@ class Wait:
         return replace(self, on=late or left)
 
 
+@dataclass(frozen=True)
+class Pulse:
+    """What a process says of itself.
+
+    Attributes:
+        doing: what its ranks are in, those that are not done.
+        heard: how often something has changed among them.
+        waits: for one another.
+    """
+
+    doing: Mapping[Place, Doing]
+    heard: int
+    waits: Sequence[Wait]
+
+
 def named(place: Place) -> str:
     """Such as `train` rank 1."""
     return f"`{place[0]}` rank {place[1]}"
@@ -114,6 +130,18 @@ def read(
             return Wait(who, "the address", ((arguments[0], 0),))
         case _:
             return None
+
+
+def all_waits(
+    program: Program,
+    queues: Mapping[str, Any],
+    rings: Mapping[str, Any],
+    asking: Mapping[Place, tuple[Question, float]],
+) -> list[Wait]:
+    """The waits behind all questions, which are given with when they were asked."""
+    now, asked = time.monotonic(), {who: question for who, (question, _) in asking.items()}
+    found = (read(program, queues, rings, asked, who) for who in asked)
+    return [replace(w, seconds=now - asking[w.who][1]) for w in found if w is not None]
 
 
 def at_reduction(

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from rlinf_graph.backends.ray.waiting import (
     Doing,
     Place,
+    Pulse,
     Wait,
     at_reduction,
     behind,
@@ -68,8 +69,9 @@ class Watchdog:
         self._pulses: dict[Any, int] = {}
         self._sent: dict[int, float] = {}
         self._doing: dict[Place, Doing] = {}
+        self._near: dict[int, Pulse] = {}
         self._since: dict[Place, float] = {}
-        self._before: tuple[int, dict[Place, float]] = (0, {})
+        self._before: Any = None
 
     def begin(self, workers: Mapping[int, Any], seats: Mapping[int, Seat]) -> None:
         """The workers have loaded, and their ranks begin."""
@@ -120,14 +122,18 @@ class Watchdog:
             return
         self._tick()
         fresh = self._listen()
-        now = heard, asking = self.of_board("asking")
-        if heard != self._before[0] or not self._sent:
+        heard, asking = self.of_board("asking")
+        inside = {number: pulse.heard for number, pulse in self._near.items()}
+        now = heard, inside, dict(asking)
+        if self._before is None or now[:2] != self._before[:2] or not self._sent:
             self._quiet_since_now()
+        waits = (wait for pulse in self._near.values() for wait in pulse.waits)
+        asking |= {wait.who: wait.seconds for wait in waits}
         deaf = [n for n, sent in self._sent.items() if self._clock - sent > DEAF_S]
         for number in deaf:
             self._require_answer(number, running, asking)
         if fresh and now == self._before:
-            self._require_motion(running)
+            self._require_motion(running, heard)
         self._before = now
         self._ask_pulses(running)
         self._say_who_works(running, asking)
@@ -189,10 +195,11 @@ class Watchdog:
             number = self._pulses.pop(reference)
             del self._sent[number]
             try:
-                told: dict[Place, Doing] = ray.get(reference)
+                told: Pulse = ray.get(reference)
             except RayError:  # a process that is gone ends the calls of its ranks, too
                 continue
-            for place, doing in told.items():
+            self._near[number] = told
+            for place, doing in told.doing.items():
                 old = self._doing.get(place)
                 if old is None or (old.kind, old.at) != (doing.kind, doing.at):
                     self._since[place] = self._clock
@@ -234,13 +241,14 @@ class Watchdog:
             ),
         )
 
-    def _require_motion(self, running: Collection[Place]) -> None:
+    def _require_motion(self, running: Collection[Place], heard: Mapping[Place, int]) -> None:
         """Everything that was sent has come, and nothing has changed: somebody has to work."""
         waits = self._waits(running)
         still = {wait.who for wait in waits}
         if not still.issuperset(running):
             return
-        if not all(place in self._doing and self._doing[place].settled for place in running):
+        sent = {place: doing.sent for place, doing in self._doing.items()}
+        if any(sent.get(place) != heard.get(place, 0) for place in running):
             return
         found = cycle(waits)
         name = self._program.name
@@ -280,6 +288,7 @@ class Watchdog:
         since = {place: self._clock - since for place, since in self._since.items()}
         doing = {place: self._doing[place] for place in running if place in self._doing}
         found: list[Wait] = self.of_board("waits")
+        found += [wait for pulse in self._near.values() for wait in pulse.waits]
         found += at_reduction(self._program, doing, since, deaf)
         return [wait.narrowed(self._doing, running) for wait in found if wait.who in running]
 

@@ -17,8 +17,11 @@ from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.memory import MemoryMeter
+from rlinf_graph.backends.ray.line import Line
+from rlinf_graph.backends.ray.nearby import Nearby
+from rlinf_graph.backends.ray.post import Address
 from rlinf_graph.backends.ray.process import RankProcess
-from rlinf_graph.backends.ray.waiting import Doing, Place
+from rlinf_graph.backends.ray.waiting import Place, Pulse
 from rlinf_graph.backends.ray.workers.errors import is_broken_link
 from rlinf_graph.dsl.node import NodeDefinition, definitions
 from rlinf_graph.ir.cluster import Cluster
@@ -47,11 +50,12 @@ class Job:
 class Worker:
     """Runs one thread for each rank that it hosts; turns and channels order them."""
 
-    def __init__(self, job: Job, places: list[Place], board: Any) -> None:
-        """Load the engines of all ranks."""
+    def __init__(self, job: Job, places: list[Place], board: Any, address: Address) -> None:
+        """Load the engines of all ranks. The board listens at `address`."""
         load_plugins()
         definitions.update(job.definitions)
-        self._job, self._board = job, board
+        self._job, self._board, self._address = job, board, address
+        self._nearby = Nearby(job.program, places)
         self._registers: dict[str, Any] = {}
         self._environments = Registers(job.graph, job.plan, job.seed)
         groups = [(job.program.group(name), rank) for name, rank in places]
@@ -86,18 +90,20 @@ class Worker:
         group, rank = self._job.program.group(place[0]), place[1]
         process = RankProcess(
             self._job, group, rank, self._engines, self._environments, self._registers,
-            self._board, start,
+            Line(self._board, self._address, place), self._nearby, start,
         )  # fmt: skip
         self._running[place] = process
         try:
             process.run(iterations)
         except CompileError as error:
+            self._nearby.fail(error.diagnostics)
             ray.get(self._board.fail.remote(error.diagnostics))
             raise
         except (Exception, SystemExit) as error:
             at = process.at or Position(iterations.start, rank)
             named = failed(self._job.graph.node(group.name), at, error, where=_here())
             broken = is_broken_link(error) or isinstance(error, ObjectLostError | RayActorError)
+            self._nearby.fail(named.diagnostics)
             ray.get(self._board.fail.remote(named.diagnostics, broken))
             raise named from error
         finally:
@@ -105,9 +111,10 @@ class Worker:
             with self._lock:
                 self._events += process.events
 
-    def pulse(self) -> dict[Place, Doing]:
+    def pulse(self) -> Pulse:
         """What the ranks that run here are in; no answer is one, too."""
-        return {place: process.doing() for place, process in list(self._running.items())}
+        doing = {place: process.doing() for place, process in list(self._running.items())}
+        return Pulse(doing, self._nearby.heard, self._nearby.waits())
 
     def events(self) -> list[Event]:
         """What this worker's ranks did, with seconds since the run began."""

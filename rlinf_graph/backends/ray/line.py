@@ -1,0 +1,73 @@
+"""A rank's way to the board."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from rlinf_graph.backends.ray.post import Address, Client
+from rlinf_graph.backends.ray.state import Call
+
+
+class Line:
+    """Calls of the board: those that wait for an answer, and those that only tell.
+
+    What is told goes out together, with the next question or before the rank works on.
+
+    Attributes:
+        sent: how many messages; read from any thread.
+    """
+
+    def __init__(self, board: Any, address: Address, who: tuple[str, int]) -> None:
+        """Nothing has been told. `who` is the rank."""
+        self._board, self._who = board, who
+        self._post = Client(address)
+        self._told: list[Call] = []
+        self._refers = False
+        self.sent = 0
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Wait for what the board answers.
+
+        Raises:
+            CompileError: the cause, when the run has failed.
+            Lost, RayError: when the board is gone.
+        """
+        if self._refers:
+            self.flush()
+        told, self._told = self._told, []
+        self.sent += 1
+        self._post.send(self._who, told, (method, arguments))
+        kind, answer = self._post.receive()
+        if kind == "error":
+            raise answer
+        if kind == "references":
+            return ray.get(self._board.answer.remote(method, arguments))
+        return answer
+
+    def tell(self, method: str, *arguments: Any, refers: bool = False) -> None:
+        """Go on without an answer. `refers` says that there are references among the arguments."""
+        self._told.append((method, arguments))
+        self._refers |= refers
+
+    def flush(self) -> None:
+        """Send what has been told.
+
+        Raises:
+            Lost, RayError: when the board is gone.
+        """
+        if not self._told:
+            return
+        told, self._told = self._told, []
+        if self._refers:
+            self._refers = False
+            ray.get(self._board.take_in.remote(told))
+        else:
+            self.sent += 1
+            self._post.send(self._who, told, None)
+
+    def close(self) -> None:
+        """Wait until the board has heard everything, and tell nothing more."""
+        self.ask("nothing")
+        self._post.close()
