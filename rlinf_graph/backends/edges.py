@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,40 @@ from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.position import Moment, order_of
 
 Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Sample indices, with the smallest and the largest. `dense`: all between them, in order."""
+
+    rows: Rows
+    first: int
+    last: int
+    dense: bool
+
+    @staticmethod
+    def of(rows: Rows) -> Extent:
+        """Of any indices, each there once."""
+        if not len(rows):
+            return Extent(rows, 0, -1, True)
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all()):
+            return Extent(rows, first, last, True)
+        return Extent(rows, int(rows.min()), int(rows.max()), False)
+
+    def meets(self, other: Extent) -> bool:
+        """Whether they have one in common."""
+        if self.last < other.first or other.last < self.first:
+            return False
+        return (self.dense and other.dense) or bool(np.isin(self.rows, other.rows).any())
+
+    def within(self, others: Sequence[Extent]) -> bool:
+        """Whether some others, of which no two have one in common, have all of them."""
+        if not self.dense or not all(other.dense for other in others):
+            known = [other.rows for other in others]
+            return bool(known) and bool(np.isin(self.rows, np.concatenate(known)).all())
+        shared = (min(self.last, o.last) - max(self.first, o.first) + 1 for o in others)
+        return sum(max(0, count) for count in shared) == len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -31,6 +66,20 @@ class Part:
     index: Rows
     batch: Batch
     straight: bool
+
+    @cached_property
+    def extent(self) -> Extent:
+        """Of the rank's share."""
+        return Extent.of(self.rows)
+
+    def is_just(self, rows: Rows) -> bool:
+        """Whether these samples are there, in this order, and no others."""
+        index = self.index
+        if self.straight and self.rows is rows:
+            return True
+        if len(index) != len(rows) or not len(rows) or index[0] != rows[0]:
+            return False
+        return np.array_equal(index, rows)
 
     @cached_property
     def first(self) -> int | None:
@@ -88,9 +137,9 @@ class Edges:
     def has(self, edge: str, moment: Moment, rows: Rows) -> bool:
         """Whether all samples with these indices are accounted for."""
         parts = self._parts.get((edge, moment), [])
-        if any(part.rows is rows or np.array_equal(part.rows, rows) for part in parts):
+        if any(part.rows is rows for part in parts):
             return True
-        return bool(parts) and bool(np.isin(rows, np.concatenate([p.rows for p in parts])).all())
+        return bool(parts) and Extent.of(rows).within([part.extent for part in parts])
 
     def take(self, edge: str, moment: Moment, rows: Rows) -> Batch:
         """Those of the samples with these indices that are there, in this order.
@@ -101,9 +150,10 @@ class Edges:
         parts = self._parts.get((edge, moment), [])
         if not parts:
             raise KeyError(edge)
-        part = parts[0]
         if len(parts) > 1:
-            return _assembled(parts, rows)
+            whole = next((part for part in parts if part.is_just(rows)), None)
+            return whole.batch if whole else _assembled(parts, rows)
+        part = parts[0]
         if part.straight and part.rows is rows:
             return part.batch
         if np.array_equal(part.index, rows):

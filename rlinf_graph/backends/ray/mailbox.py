@@ -44,11 +44,11 @@ class Mailbox:
         far: dict[Place, Rows] = {}
         for place, rows in wanted.items():
             if not self._came.has(*place, rows):
-                (near if place[0] in self._nearby.queues else far)[place] = rows
+                (near if self._nearby.knows(place[0]) else far)[place] = rows
         if far:
             self._take_far(self._line.ask("get", far))
         if near:
-            found = self._nearby.get(self._who, near, self._line.flush)
+            found = self._nearby.ask(self._who, "get", near, first=self._line.flush)
             for place, _number, rows, batch in self._new(found):
                 self._came.put(*place, rows, batch)
 
@@ -75,12 +75,12 @@ class Mailbox:
     def open(self, places: list[Place]) -> None:
         """Wait until some edges have room for a moment."""
         lacking = [(edge, moment) for edge, moment in places if self._open.get(edge) != moment]
-        near = [place for place in lacking if place[0] in self._nearby.queues]
-        far = [place for place in lacking if place[0] not in self._nearby.queues]
+        near = [place for place in lacking if self._nearby.knows(place[0])]
+        far = [place for place in lacking if not self._nearby.knows(place[0])]
         if far:
             self._line.ask("room", far)
         if near:
-            self._nearby.room(self._who, near, self._line.flush)
+            self._nearby.ask(self._who, "room", near, first=self._line.flush)
         self._open |= dict(lacking)
 
     def put(self, place: Place, rows: Rows, output: Output, value: Batch) -> bool:
@@ -92,8 +92,8 @@ class Mailbox:
         require_share(rows, index_of(value))
         new = output not in self._written
         held = self._written.setdefault(output, None)
-        if place[0] in self._nearby.queues:
-            self._nearby.put(place, (rows, value))
+        if self._nearby.knows(place[0]):
+            self._nearby.tell("put", place, (rows, value))
             return new
         if held is None:
             made = wire.pack(value)
@@ -110,7 +110,7 @@ class Mailbox:
         """Nothing more is needed of a moment of an edge."""
         self._came.drop(*place)
         self._held.pop(place, None)
-        if place[0] in self._nearby.queues:
-            self._nearby.free(place)
+        if self._nearby.knows(place[0]):
+            self._nearby.tell("free", place)
         else:
             self._line.tell("free", place)

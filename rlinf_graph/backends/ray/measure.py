@@ -13,6 +13,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.measure import SHARES, Bench
 from rlinf_graph.backends.ray.board import Board
 from rlinf_graph.backends.ray.line import Line
@@ -135,7 +136,7 @@ def _handovers(workers: list[Any]) -> Iterator[list[list[Measurement]]]:
         for edge, name in zip(edges, ends, strict=True)
     )
     board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000)
-    made: Any = board.remote(Program("handover", groups, channels), 1)
+    made: Any = board.remote(Program("handover", groups, channels), Kept(0, {}))
     try:
         address = ray.get(made.open.remote())
         sent = [worker.handovers.remote(made, address, len(workers)) for worker in workers]

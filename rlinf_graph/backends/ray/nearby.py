@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
+from typing import Any
 
-from rlinf_graph.backends.edges import Rows
+from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import waiting
-from rlinf_graph.backends.ray.state import Call, Part, Place, queues_of, rings_of
+from rlinf_graph.backends.ray.state import Call, State
 from rlinf_graph.backends.ray.waiting import Wait
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.program import Program
 
 
 class Nearby:
-    """State that threads share. Those who wait first send what they have told the board.
+    """State that threads share.
 
     Attributes:
         heard: how often something has changed.
@@ -29,64 +30,45 @@ class Nearby:
         """Nothing has come. `places` are the ranks of this process."""
         inside = [g.name for g in program.groups
                   if all((g.name, rank) in places for rank in range(g.ranks))]  # fmt: skip
-        self.queues, self.rings = queues_of(program, inside), rings_of(program, inside)
+        self._state = State(program, inside, Kept(0, {}))
         self.heard = 0
         self._program = program
         self._changed = threading.Condition()
         self._failure: tuple[Diagnostic, ...] = ()
         self._asking: dict[waiting.Place, tuple[Call, float]] = {}
 
-    def room(self, who: waiting.Place, places: Sequence[Place], first: Callable[[], None]) -> None:
-        """See `Board.room`. `first` is called before the rank waits, where it has to."""
-        queues = [(self.queues[edge], moment) for edge, moment in places]
+    def knows(self, name: str) -> bool:
+        """Whether an edge or a ring is in this process."""
+        return name in self._state.queues or name in self._state.rings
 
-        def open_all() -> None:
-            for queue, moment in queues:
-                queue.open(moment)
-
-        self._until(lambda: all(queue.has_room(moment) for queue, moment in queues),
-                    open_all, who, ("room", (places,)), first)  # fmt: skip
-
-    def put(self, place: Place, part: Part) -> None:
-        """See `Board.put`."""
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Take in what a rank tells."""
         with self._changed:
-            self.queues[place[0]].put(place[1], part)
+            getattr(self._state, method)(*arguments)
             self._notify()
 
-    def get(
-        self, who: waiting.Place, wanted: Mapping[Place, Rows], first: Callable[[], None]
-    ) -> dict[Place, dict[int, Part]]:
-        """See `Board.get`; `first` as in `room`."""
-        queues = [(self.queues[edge], moment, rows) for (edge, moment), rows in wanted.items()]
-        found: dict[Place, dict[int, Part]] = {}
+    def ask(
+        self, who: waiting.Place, method: str, *arguments: Any, first: Callable[[], None]
+    ) -> Any:
+        """Wait for an answer; `first` is called before, where the rank has to wait.
 
-        def take() -> None:
-            for queue, moment, rows in queues:
-                found[queue.channel.edge, moment] = queue.holding(moment, rows)
-
-        self._until(lambda: all(queue.has(moment, rows) for queue, moment, rows in queues),
-                    take, who, ("get", (wanted,)), first)  # fmt: skip
-        return found
-
-    def free(self, place: Place) -> None:
-        """See `Board.free`."""
+        Raises:
+            CompileError: when a rank of this process has failed.
+        """
+        question = getattr(self._state, method)(*arguments)
         with self._changed:
-            self.queues[place[0]].free(place[1])
-            self._notify()
-
-    def acquire(
-        self, who: waiting.Place, ring: str, position: int, first: Callable[[], None]
-    ) -> None:
-        """See `Board.acquire`; `first` as in `room`."""
-        state = self.rings[ring]
-        self._until(lambda: state.may(position, who), lambda: state.take(who),
-                    who, ("acquire", (who, ring, position)), first)  # fmt: skip
-
-    def release(self, ring: str) -> None:
-        """See `Board.release`."""
+            if not self._failure and question.blocked_by() is None:
+                self._notify()
+                return question.answer()
+        first()
         with self._changed:
-            self.rings[ring].release()
+            self._asking[who] = (method, arguments), time.monotonic()
+            self._changed.wait_for(lambda: bool(self._failure) or question.blocked_by() is None)
+            del self._asking[who]
+            if self._failure:
+                raise CompileError(self._failure)
             self._notify()
+            return question.answer()
 
     def fail(self, diagnostics: tuple[Diagnostic, ...]) -> None:
         """The run has failed."""
@@ -97,31 +79,8 @@ class Nearby:
     def waits(self) -> list[Wait]:
         """Who waits for whom now."""
         with self._changed:
-            return waiting.all_waits(self._program, self.queues, self.rings, self._asking)
-
-    def _until(
-        self,
-        ready: Callable[[], bool],
-        then: Callable[[], None],
-        who: waiting.Place,
-        question: Call,
-        first: Callable[[], None],
-    ) -> None:
-        """Wait for a condition and do something while it holds; a failure is raised instead."""
-        with self._changed:
-            if not self._failure and ready():
-                then()
-                self._notify()
-                return
-        first()
-        with self._changed:
-            self._asking[who] = question, time.monotonic()
-            self._changed.wait_for(lambda: bool(self._failure) or ready())
-            del self._asking[who]
-            if self._failure:
-                raise CompileError(self._failure)
-            then()
-            self._notify()
+            queues, rings = self._state.queues, self._state.rings
+            return waiting.all_waits(self._program, queues, rings, self._asking)
 
     def _notify(self) -> None:
         self.heard += 1

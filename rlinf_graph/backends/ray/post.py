@@ -1,7 +1,7 @@
 """Messages between the ranks of a run and its board, over sockets.
 
-A call of a Ray actor takes both sides about a millisecond; most messages here are a few numbers, and
-an iteration has hundreds. On one machine they go over a Unix socket, else over TCP. What has
+A call of a Ray actor takes both sides about a millisecond; most messages here are a few numbers,
+and an iteration has hundreds. On one machine they go over a Unix socket, else over TCP. What has
 references to Ray's object store in it goes as a call, because Ray has to count them.
 """
 
@@ -12,16 +12,13 @@ import hmac
 import pickle
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 from rlinf_graph.backends.ray.channel.peers import machine
 
 HEAD = 8
 """Bytes before each message that say how long it is."""
-
-BUFFER = 1 << 20
-"""Bytes that are read ahead of a message."""
 
 
 class Address(NamedTuple):
@@ -40,42 +37,67 @@ class Lost(ConnectionError):
 
 
 class Server:
-    """Hears each client's messages in their order, and answers those that want an answer."""
+    """Hears each client's messages in their order."""
 
-    def __init__(self, hear: Callable[..., Awaitable[tuple[Any, bool]]]) -> None:
-        """`hear(*message)` gives an answer, and whether it is wanted."""
+    def __init__(self, hear: Callable[..., None]) -> None:
+        """`hear(reply, *message)` may call `reply(answer)`, now or later."""
         self._hear = hear
-        self._open: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str) -> Address:
         """Listen on this machine, at `host` for the others."""
         token, path = secrets.token_bytes(32), f"\0rlinf-graph-{secrets.token_hex(16)}"
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._serve(reader, writer, token)
-
-        server = await asyncio.start_server(serve, host, 0, limit=BUFFER)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: _Connection(self._hear, token), host, 0)
         if hasattr(socket, "AF_UNIX"):
-            await asyncio.start_unix_server(serve, path, limit=BUFFER)
+            await loop.create_unix_server(lambda: _Connection(self._hear, token), path)
         return Address(machine(), path, host, server.sockets[0].getsockname()[1], token)
 
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: bytes
-    ) -> None:
-        try:
-            if not hmac.compare_digest(await reader.readexactly(len(token)), token):
+
+class _Connection(asyncio.Protocol):
+    """One client, at the server. When it is gone, a rank is done or dead; Ray tells which."""
+
+    def __init__(self, hear: Callable[..., None], token: bytes) -> None:
+        self._hear, self._token = hear, token
+        self._data = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if self._token:
+            size = len(self._token)
+            if len(self._data) < size:
                 return
-            while True:
-                size = int.from_bytes(await reader.readexactly(HEAD), "little")
-                message = pickle.loads(await reader.readexactly(size))
-                answer, wanted = await self._hear(*message)
-                if wanted:
-                    writer.write(_framed(answer))
-                    await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # a rank is done; where its process has died, Ray tells the driver
-        finally:
-            writer.close()
+            if not hmac.compare_digest(bytes(self._data[:size]), self._token):
+                self._close()
+                return
+            self._token = b""
+            del self._data[:size]
+        while (message := self._next()) is not None:
+            try:
+                self._hear(self._reply, *message)
+            except Exception:
+                self._close()
+                raise
+
+    def _next(self) -> Any:
+        """The next message, if it has come as a whole."""
+        end = HEAD + int.from_bytes(self._data[:HEAD], "little")
+        if len(self._data) < max(HEAD, end):
+            return None
+        message = pickle.loads(self._data[HEAD:end])
+        del self._data[:end]
+        return message
+
+    def _reply(self, answer: Any) -> None:
+        if self._transport is not None:
+            self._transport.write(_framed(answer))
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
 
 class Client:

@@ -149,14 +149,15 @@ class RankProcess:
                 raise TypeError(f"{instruction} is no single instruction")
 
     def _acquire(self, ring: str, position: int) -> None:
-        if ring in self._nearby.rings:
-            self._nearby.acquire(self._who, ring, position, self._line.flush)
+        if self._nearby.knows(ring):
+            asked = self._who, ring, position
+            self._nearby.ask(self._who, "acquire", *asked, first=self._line.flush)
         else:
             self._line.ask("acquire", self._who, ring, position)
 
     def _release(self, ring: str) -> None:
-        if ring in self._nearby.rings:
-            self._nearby.release(ring)
+        if self._nearby.knows(ring):
+            self._nearby.tell("release", ring)
         else:
             self._line.tell("release", ring)
 

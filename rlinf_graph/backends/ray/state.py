@@ -1,19 +1,22 @@
-"""What ranks of a run wait for: samples on edges, and turns on shared devices. No processes."""
+"""What ranks of a run wait for, and what ends their waits. No processes, no threads, no clock.
+
+One `State` for the whole run is with the board, one for what stays inside a process with `Nearby`.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from rlinf_graph.backends.edges import Rows
+from rlinf_graph.backends.edges import Extent, Rows
+from rlinf_graph.backends.engines import Kept
 from rlinf_graph.ir.position import Moment
 from rlinf_graph.ir.program import Channel, Program
 
 Call = tuple[str, tuple[Any, ...]]
-"""A method of the board, and its arguments."""
+"""A method of `State`, and its arguments."""
 
 Place = tuple[str, Moment]
 """An edge at a moment."""
@@ -22,13 +25,26 @@ Part = tuple[Rows, Any]
 """Sample indices, and the batch that holds them, or a reference of it."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a rank waits for: conditions, each with the name under which it changes; and what it is
+    answered, and what that changes, when all of them hold."""
+
+    needs: Sequence[tuple[str, Callable[[], bool]]]
+    answer: Callable[[], Any] = lambda: None
+
+    def blocked_by(self) -> str | None:
+        """The name of the first condition that does not hold."""
+        return next((name for name, holds in self.needs if not holds()), None)
+
+
 class Queue:
     """An edge: which samples of which moment are accounted for, and where they are."""
 
     def __init__(self, channel: Channel, consumers: int) -> None:
         """Nothing has come."""
         self.channel, self.consumers = channel, consumers
-        self.parts: dict[Moment, list[Part]] = {}
+        self.parts: dict[Moment, list[tuple[Extent, Part]]] = {}
         self.freed: dict[Moment, int] = defaultdict(int)
 
     def has_room(self, moment: Moment) -> bool:
@@ -41,26 +57,17 @@ class Queue:
 
     def put(self, moment: Moment, part: Part) -> None:
         """Samples have come."""
-        self.parts[moment].append(part)
+        self.parts[moment].append((Extent.of(part[0]), part))
 
-    def has(self, moment: Moment, rows: Rows) -> bool:
+    def has(self, moment: Moment, rows: Extent) -> bool:
         """Whether all these samples have come."""
         come = self.parts.get(moment)
-        if not come:
-            return False
-        if any(known is rows or np.array_equal(known, rows) for known, _held in come):
-            return True
-        known = come[0][0] if len(come) == 1 else np.concatenate([rows for rows, _held in come])
-        return bool(np.isin(rows, known).all())
+        return bool(come) and rows.within([extent for extent, _part in come])
 
-    def holding(self, moment: Moment, rows: Rows) -> dict[int, Part]:
+    def holding(self, moment: Moment, rows: Extent) -> dict[int, Part]:
         """The parts with these samples, by their numbers."""
         parts = enumerate(self.parts[moment])
-        return {
-            number: part
-            for number, part in parts
-            if part[0] is rows or np.isin(part[0], rows).any()
-        }
+        return {number: part for number, (extent, part) in parts if extent.meets(rows)}
 
     def free(self, moment: Moment) -> None:
         """A consumer needs nothing more of a moment; after the last one it is forgotten."""
@@ -95,19 +102,97 @@ class Ring:
             self.round += self.turn == 0
 
 
-def queues_of(program: Program, groups: Collection[str]) -> Mapping[str, Queue]:
-    """The edges between some groups, by name."""
-    return {
-        channel.edge: Queue(channel, program.group(channel.target).ranks)
-        for channel in program.channels
-        if channel.source.node in groups and channel.target in groups
-    }
+class State:
+    """Edges between some groups, rings that only they are on, weights and addresses.
 
+    Some methods give a `Question`; the others take in what is told, and give the name of what has
+    changed.
+    """
 
-def rings_of(program: Program, groups: Collection[str]) -> Mapping[str, Ring]:
-    """The rings that only some groups are on, by name."""
-    return {
-        ring.name: Ring([sum(program.group(n).ranks for n in names) for names in ring.positions])
-        for ring in program.rings
-        if all(name in groups for names in ring.positions for name in names)
-    }
+    def __init__(self, program: Program, groups: Collection[str], kept: Kept) -> None:
+        """Nothing has come. `kept` says which versions of the weights are held."""
+        self.queues: Mapping[str, Queue] = {
+            channel.edge: Queue(channel, program.group(channel.target).ranks)
+            for channel in program.channels
+            if channel.source.node in groups and channel.target in groups
+        }
+        self.rings: Mapping[str, Ring] = {
+            r.name: Ring([sum(program.group(n).ranks for n in names) for names in r.positions])
+            for r in program.rings
+            if all(name in groups for names in r.positions for name in names)
+        }
+        self._versions: dict[str, dict[int, Any]] = defaultdict(dict)
+        self._kept = kept
+        self._addresses: dict[str, str] = {}
+
+    def room(self, places: Sequence[Place]) -> Question:
+        """Edges take samples of moments; from then on their places are taken."""
+        queues = [(self.queues[edge], moment) for edge, moment in places]
+
+        def open_all() -> None:
+            for queue, moment in queues:
+                queue.open(moment)
+
+        return Question([(q.channel.edge, lambda q=q, m=m: q.has_room(m)) for q, m in queues],
+                        open_all)  # fmt: skip
+
+    def put(self, place: Place, part: Part) -> str:
+        """Samples of an edge are there."""
+        edge, moment = place
+        self.queues[edge].put(moment, part)
+        return edge
+
+    def get(self, wanted: Mapping[Place, Rows]) -> Question:
+        """Samples of some edges are there; by place and number, the parts that hold them."""
+        looked = [
+            (self.queues[edge], moment, Extent.of(rows)) for (edge, moment), rows in wanted.items()
+        ]
+
+        def found() -> dict[Place, dict[int, Part]]:
+            return {(q.channel.edge, m): q.holding(m, rows) for q, m, rows in looked}
+
+        return Question([(q.channel.edge, lambda q=q, m=m, r=r: q.has(m, r)) for q, m, r in looked],
+                        found)  # fmt: skip
+
+    def free(self, place: Place) -> str:
+        """A consumer is done with a moment of an edge."""
+        edge, moment = place
+        self.queues[edge].free(moment)
+        return edge
+
+    def acquire(self, who: tuple[str, int], ring: str, position: int) -> Question:
+        """It is a rank's turn."""
+        state = self.rings[ring]
+        return Question([(ring, lambda: state.may(position, who))], lambda: state.take(who))
+
+    def release(self, ring: str) -> str:
+        """A turn is over for one rank."""
+        self.rings[ring].release()
+        return ring
+
+    def publish(self, model: str, version: int, weights: Any) -> str:
+        """A version of a model's weights is there."""
+        kept = self._versions[model]
+        kept[version] = weights
+        for old in self._kept.past(model, list(kept), version):
+            del kept[old]
+        return f"weights of {model}"
+
+    def weights(self, model: str, version: int) -> Question:
+        """A version of a model's weights is there."""
+        kept = self._versions[model]
+        return Question([(f"weights of {model}", lambda: version in kept)], lambda: kept[version])
+
+    def offer(self, group: str, address: str) -> str:
+        """Where rank 0 of a group meets the others."""
+        self._addresses[group] = address
+        return f"address of {group}"
+
+    def meet(self, group: str) -> Question:
+        """The address of rank 0 of one's group is known."""
+        known = self._addresses
+        return Question([(f"address of {group}", lambda: group in known)], lambda: known[group])
+
+    def nothing(self) -> Question:
+        """What was told before has been heard."""
+        return Question([])

@@ -9,6 +9,7 @@ from typing import Any
 
 import networkx as nx
 
+from rlinf_graph.backends.edges import Extent
 from rlinf_graph.ir.position import Moment, Position
 from rlinf_graph.ir.program import Instruction, Program, Publish
 
@@ -132,6 +133,24 @@ def read(
             return None
 
 
+def given(question: Question) -> str:
+    """What a rank has got when the board has answered it; empty for what says nothing."""
+    method, arguments = question
+    match method:
+        case "get":
+            edge, moment = list(arguments[0])[-1]
+            return f"samples of `{edge}`, {_shown(moment)}"
+        case "room":
+            edge, moment = arguments[0][-1]
+            return f"room in `{edge}` for {_shown(moment)}"
+        case "acquire":
+            return f"its turn on {arguments[1]}"
+        case "weights":
+            return f"version {arguments[1]} of `{arguments[0]}`"
+        case _:
+            return ""
+
+
 def all_waits(
     program: Program,
     queues: Mapping[str, Any],
@@ -202,7 +221,7 @@ def _samples(
     program: Program, queues: Mapping[str, Any], who: Place, wanted: Mapping[Any, Any]
 ) -> Wait | None:
     for (edge, moment), rows in wanted.items():
-        if not queues[edge].has(moment, rows):
+        if not queues[edge].has(moment, Extent.of(rows)):
             source = queues[edge].channel.source.node
             what = f"samples of `{edge}`, {_shown(moment)},"
             return Wait(who, what, _ranks(program, source), moment)
