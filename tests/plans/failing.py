@@ -29,14 +29,32 @@ class Trouble:
         if self.kind == "raise":
             raise ValueError("no such answer")
         notes: list[object] = [None] * len(rewards)
-        if self.kind == "unpicklable":
-            notes[0] = threading.Lock()
         return Judged(index=rewards.index, group=rewards.group, values=rewards.values, notes=notes)
 
 
 @rl.node
 def plain(judged: Judged) -> rl.Rewards:
     return rl.Rewards(index=judged.index, group=judged.group, values=judged.values)
+
+
+class Remarked(rl.Advantages):
+    """With a remark of any type."""
+
+    notes: list[object] = rl.objects()
+
+
+@rl.node
+class Remark:
+    """Remarks something that cannot leave its process, or nothing."""
+
+    kind: str = "none"
+
+    def __call__(self, advantages: rl.Advantages) -> Remarked:
+        notes: list[object] = [None] * len(advantages)
+        if self.kind == "unpicklable":
+            notes[0] = threading.Lock()
+        a = advantages
+        return Remarked(index=a.index, group=a.group, values=a.values, notes=notes)
 
 
 def judge(answer: str, truth: str) -> float:
@@ -53,5 +71,6 @@ def troubled(kind: str = "none") -> None:
     rollouts = rl.rollout(policy, prompts, samples=2, max_tokens=4, lengths=4)
     rewards = rl.verify(rollouts, unsure if kind == "reward" else judge)
     rewards = plain(Trouble(kind=kind)(rollouts, rewards))
-    weights = rl.train(policy, rollouts, rl.group_advantages(rewards))
+    advantages = Remark(kind=kind)(rl.group_advantages(rewards))
+    weights = rl.train(policy, rollouts, advantages)
     rl.sync(weights, into=policy)

@@ -216,7 +216,7 @@ class RankProcess:
         if self._peers is None:
             if self._number == 0:
                 address = free_address(ray.util.get_node_ip_address())
-                self._line.ask("offer", self._group.name, address)
+                self._line.tell("offer", self._group.name, address)
             address = self._line.ask("meet", self._group.name)
             self._peers = Ranks(self._number, self._group.ranks, address)
         self._line.flush()  # the other ranks may need it to come here

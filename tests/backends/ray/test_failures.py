@@ -73,7 +73,7 @@ def test_an_exception_in_a_reward_names_the_sample(cores: Cores, seats: dict[int
 def test_a_batch_that_cannot_be_sent(cores: Cores, seats: dict[int, Seat]) -> None:
     found = failure(ready("unpicklable", cores()), seats)
     assert found.code == "RG0607"
-    assert "`Trouble`" in found.message
+    assert "`Remark`" in found.message
     assert "lock" in found.message
 
 
