@@ -11,15 +11,15 @@ import importlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import waiting
+from rlinf_graph.backends.ray.desk import Desk
 from rlinf_graph.backends.ray.post import Address, Server
-from rlinf_graph.backends.ray.state import Call, Question, State
+from rlinf_graph.backends.ray.state import Call
 from rlinf_graph.backends.ray.waiting import Wait
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
@@ -33,28 +33,14 @@ DEATH_S = 3.0
 """Seconds that a broken connection waits for the death that explains it."""
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A question that is not answered yet."""
-
-    who: waiting.Place
-    question: Question
-    reply: Callable[[Any], None]
-
-
 class Board:
     """The state that all processes of a run share."""
 
     def __init__(self, program: Program, kept: Kept) -> None:
         """Nothing has arrived. `kept` says which versions of the weights are held."""
-        self._program = program
-        self._state = State(program, {group.name for group in program.groups}, kept)
-        self._failure: tuple[Diagnostic, ...] = ()
+        self._desk = Desk(program, {group.name for group in program.groups}, kept)
         self._failures: list[tuple[Diagnostic, ...]] = []
         self._heard: dict[waiting.Place, int] = defaultdict(int)
-        self._asking: dict[waiting.Place, tuple[Call, float]] = {}
-        self._answered: dict[waiting.Place, Call] = {}
-        self._waiters: dict[str, list[_Asked]] = defaultdict(list)
         self._records: list[IterationRecord] = []
         ranks = sum(group.ranks for group in program.groups)
         self._recorder = Recorder(ranks, self._records.append)
@@ -72,17 +58,17 @@ class Board:
 
     async def answer(self, method: str, arguments: Sequence[Any]) -> Any:
         """The answer to a question that can be answered, and whose answer has references."""
-        return getattr(self._state, method)(*arguments).answer()
+        return self._desk.look((method, tuple(arguments)))
 
     async def fail(self, diagnostics: tuple[Diagnostic, ...], broken: bool = False) -> None:
         """End the run; the first cause is kept, later ones are counted.
 
         A `broken` connection is a cause only where no rank fails in `DEATH_S`, and none dies.
         """
-        if diagnostics == self._failure:
+        if diagnostics == self._desk.failure:
             return
         self._failures.append(diagnostics)
-        if broken and not self._failure:
+        if broken and not self._desk.failure:
             await asyncio.sleep(DEATH_S)
         self._end(diagnostics)
 
@@ -93,18 +79,15 @@ class Board:
     async def asking(self) -> tuple[dict[waiting.Place, int], dict[waiting.Place, float]]:
         """How many messages of each rank have come, and since when which ranks wait, by this
         process's clock."""
-        since = {who: since for who, (_question, since) in self._asking.items()}
-        return dict(self._heard), since
+        return dict(self._heard), self._desk.since()
 
     async def answered(self, who: waiting.Place) -> str:
         """What a rank was given last; empty where that is nothing."""
-        last = self._answered.get(who)
-        return waiting.given(last) if last else ""
+        return self._desk.answered(who)
 
     async def waits(self) -> list[Wait]:
         """Who waits for whom now."""
-        queues, rings = self._state.queues, self._state.rings
-        return waiting.all_waits(self._program, queues, rings, self._asking)
+        return self._desk.waits()
 
     async def records(self, known: int, timeout: float) -> list[IterationRecord]:
         """Finished iterations after the first `known`; waits for one, but not longer than that.
@@ -113,27 +96,19 @@ class Board:
             CompileError: the first cause, when the run has failed.
         """
         end = time.monotonic() + timeout
-        while not self._failure and len(self._records) <= known and time.monotonic() < end:
+        while not self._desk.failure and len(self._records) <= known and time.monotonic() < end:
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), end - time.monotonic())
             except TimeoutError:
                 break
-        if self._failure:
-            raise CompileError(self._failure)
+        if self._desk.failure:
+            raise CompileError(self._desk.failure)
         return self._records[known:]
 
     async def failure(self) -> tuple[Diagnostic, ...]:
         """Why the run failed; empty while it has not."""
-        return self._failure
-
-    def finish(self, iteration: int, metrics: Metrics, seen: Sightings) -> str:
-        """A process is done with an iteration."""
-        self._recorder.metrics[iteration].merge(metrics)
-        self._recorder.add(iteration, seen)
-        self._recorder.finish(iteration)
-        self._news.set()
-        return "records"
+        return self._desk.failure
 
     def _hear(
         self,
@@ -147,44 +122,35 @@ class Board:
         try:
             self._take_in(told)
             if question is not None:
-                self._asking[who] = question, time.monotonic()
-                method, arguments = question
-                self._try(_Asked(who, getattr(self._state, method)(*arguments), reply))
+                self._desk.ask(who, question, lambda answer: reply(_sent(answer)))
         except Exception as error:
             self._end((Diagnostic("RG0609", f"the board cannot go on: {error!r}"),))
             raise
 
     def _take_in(self, told: Sequence[Call]) -> None:
         for method, arguments in told:
-            of = self if method == "finish" else self._state
-            changed: str = getattr(of, method)(*arguments)
-            for asked in self._waiters.pop(changed, ()):
-                self._try(asked)
+            if method == "finish":
+                self._finish(*arguments)
+            else:
+                self._desk.tell(method, arguments)
 
-    def _try(self, asked: _Asked) -> None:
-        """Answer a question, or keep it until what is lacking has changed."""
-        if self._failure:
-            self._settle(asked, ("error", CompileError(self._failure)))
-            return
-        blocked = asked.question.blocked_by()
-        if blocked is not None:
-            self._waiters[blocked].append(asked)
-            return
-        answer = asked.question.answer()
-        self._settle(asked, ("references", None) if _refers(answer) else ("answer", answer))
-
-    def _settle(self, asked: _Asked, answer: Any) -> None:
-        self._answered[asked.who] = self._asking.pop(asked.who)[0]
-        asked.reply(answer)
+    def _finish(self, iteration: int, metrics: Metrics, seen: Sightings) -> None:
+        """A rank is done with an iteration."""
+        self._recorder.metrics[iteration].merge(metrics)
+        self._recorder.add(iteration, seen)
+        self._recorder.finish(iteration)
+        self._news.set()
 
     def _end(self, diagnostics: tuple[Diagnostic, ...]) -> None:
-        """The run has failed: all who wait hear of it."""
-        self._failure = self._failure or diagnostics
-        waiters, self._waiters = self._waiters, defaultdict(list)
-        for some in waiters.values():
-            for asked in some:
-                self._try(asked)
+        self._desk.fail(diagnostics)
         self._news.set()
+
+
+def _sent(answer: Any) -> tuple[str, Any]:
+    """What goes back over a socket: references cannot."""
+    if isinstance(answer, CompileError):
+        return "error", answer
+    return ("references", None) if _refers(answer) else ("answer", answer)
 
 
 def _refers(answer: Any) -> bool:

@@ -12,7 +12,7 @@ from rlinf_graph.backends.edges import Edges, Rows, index_of, require_share
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.nearby import Nearby
-from rlinf_graph.backends.ray.state import Part, Place
+from rlinf_graph.backends.ray.state import Part, Place, Wanted
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.position import Moment
@@ -40,11 +40,12 @@ class Mailbox:
 
     def wait(self, wanted: Mapping[Place, Rows]) -> None:
         """Wait until samples of some edges are here."""
-        near: dict[Place, Rows] = {}
-        far: dict[Place, Rows] = {}
+        near: dict[Place, Wanted] = {}
+        far: dict[Place, Wanted] = {}
         for place, rows in wanted.items():
             if not self._came.has(*place, rows):
-                (near if self._nearby.knows(place[0]) else far)[place] = rows
+                lacking = rows, frozenset(self._held[place])
+                (near if self._nearby.knows(place[0]) else far)[place] = lacking
         if far:
             self._take_far(self._line.ask("get", far))
         if near:

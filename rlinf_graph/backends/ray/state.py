@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlinf_graph.backends.edges import Extent, Rows
@@ -23,6 +24,9 @@ Place = tuple[str, Moment]
 
 Part = tuple[Rows, Any]
 """Sample indices, and the batch that holds them, or a reference of it."""
+
+Wanted = tuple[Rows, frozenset[int]]
+"""Samples that a consumer waits for, and the numbers of the parts that it has."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,14 @@ class Queue:
         come = self.parts.get(moment)
         return bool(come) and rows.within([extent for extent, _part in come])
 
-    def holding(self, moment: Moment, rows: Extent) -> dict[int, Part]:
-        """The parts with these samples, by their numbers."""
-        parts = enumerate(self.parts[moment])
-        return {number: part for number, (extent, part) in parts if extent.meets(rows)}
+    def holding(self, moment: Moment, rows: Extent, known: Collection[int]) -> dict[int, Part]:
+        """The parts with these samples that a consumer does not know, by their numbers. An only
+        consumer needs all parts, and is given those that have come."""
+        return {
+            number: part
+            for number, (extent, part) in enumerate(self.parts[moment])
+            if number not in known and (self.consumers == 1 or extent.meets(rows))
+        }
 
     def free(self, moment: Moment) -> None:
         """A consumer needs nothing more of a moment; after the last one it is forgotten."""
@@ -133,8 +141,7 @@ class State:
             for queue, moment in queues:
                 queue.open(moment)
 
-        return Question([(q.channel.edge, lambda q=q, m=m: q.has_room(m)) for q, m in queues],
-                        open_all)  # fmt: skip
+        return Question([(q.channel.edge, partial(q.has_room, m)) for q, m in queues], open_all)
 
     def put(self, place: Place, part: Part) -> str:
         """Samples of an edge are there."""
@@ -142,16 +149,17 @@ class State:
         self.queues[edge].put(moment, part)
         return edge
 
-    def get(self, wanted: Mapping[Place, Rows]) -> Question:
+    def get(self, wanted: Mapping[Place, Wanted]) -> Question:
         """Samples of some edges are there; by place and number, the parts that hold them."""
         looked = [
-            (self.queues[edge], moment, Extent.of(rows)) for (edge, moment), rows in wanted.items()
+            (self.queues[edge], moment, Extent.of(rows), known)
+            for (edge, moment), (rows, known) in wanted.items()
         ]
 
         def found() -> dict[Place, dict[int, Part]]:
-            return {(q.channel.edge, m): q.holding(m, rows) for q, m, rows in looked}
+            return {(q.channel.edge, m): q.holding(m, rows, known) for q, m, rows, known in looked}
 
-        return Question([(q.channel.edge, lambda q=q, m=m, r=r: q.has(m, r)) for q, m, r in looked],
+        return Question([(q.channel.edge, partial(q.has, m, rows)) for q, m, rows, _ in looked],
                         found)  # fmt: skip
 
     def free(self, place: Place) -> str:

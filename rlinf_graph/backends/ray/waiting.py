@@ -220,7 +220,7 @@ def listed(waits: Sequence[Wait]) -> tuple[str, ...]:
 def _samples(
     program: Program, queues: Mapping[str, Any], who: Place, wanted: Mapping[Any, Any]
 ) -> Wait | None:
-    for (edge, moment), rows in wanted.items():
+    for (edge, moment), (rows, _known) in wanted.items():
         if not queues[edge].has(moment, Extent.of(rows)):
             source = queues[edge].channel.source.node
             what = f"samples of `{edge}`, {_shown(moment)},"
