@@ -15,7 +15,7 @@ class Empty(ChannelError):
     """A get that may not wait found nothing, or what is there is for one who waits already."""
 
 
-class EndOfStream(ChannelError):
+class EndOfStream(ChannelError, EOFError):
     """The channel is closed and everything in it has been taken."""
 
 
