@@ -80,7 +80,11 @@ def make_item(party: int, number: int, kind: str, nbytes: int) -> Any:
         return values
     if kind == "tensor":
         return torch.from_numpy(values)
-    return {"array": values[: 2 + len(values) // 2], "rest": torch.from_numpy(values[2:]), "to": party}
+    return {
+        "array": values[: 2 + len(values) // 2],
+        "rest": torch.from_numpy(values[2:]),
+        "to": party,
+    }
 
 
 def spoil(item: Any) -> None:
