@@ -49,6 +49,12 @@ def until(holds: Callable[[], Any]) -> None:
         time.sleep(0.01)  # between looks, not instead of one
 
 
+def memory(process: int) -> list[str]:
+    """The segments of channels that a process has mapped."""
+    with open(f"/proc/{process}/maps", encoding="utf-8") as maps:
+        return [line for line in maps if "memfd:channel" in line]
+
+
 def waiting(channel: Channel, key: Any = None) -> tuple[int, int]:
     """How many wait to put and to get."""
     entry = channel.statistics().keys.get(key)
@@ -300,6 +306,19 @@ def test_items_whose_memory_is_gone_are_an_error() -> None:
     with pytest.raises(PeerFailed, match="gone"):
         channel.get(timeout=10)
     channel.fail(RuntimeError("over"))
+
+
+def test_memory_that_is_read_after_its_process_is_done_is_given_back(peers: list[Any]) -> None:
+    channel = Channel.create(shared_memory=True)
+    ray.get(peers[0].put.remote(channel, [np.zeros(MEGABYTE, np.float32)]))
+    process = ray.get(peers[0].process.remote())
+    item = channel.get(timeout=10)
+    until(lambda: len(channel.statistics().peers) == 1)
+    assert memory(process)
+    del item
+    with pytest.raises(Empty):
+        channel.get_nowait()
+    until(lambda: not memory(process))
 
 
 def test_event_loops() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+import time
 from typing import Any
 
 import ray
@@ -15,6 +16,9 @@ from rlinf_graph.backends.ray.channel.errors import ChannelError
 from rlinf_graph.backends.ray.channel.lane import Limits
 from rlinf_graph.backends.ray.channel.receiver import Receiver
 from rlinf_graph.backends.ray.channel.sender import Sender
+
+RETIRED_S = 0.2
+"""Seconds between looks at whether memory of an end that nobody uses is still read."""
 
 
 class End:
@@ -59,9 +63,8 @@ class End:
 
 
 _ENDS: dict[Any, End] = {}
-_RETIRED: list[End] = []
 _LOCK = threading.Lock()
-"""Held for looks at these two only, never while anything is waited for."""
+"""Held for looks at them only, never while anything is waited for."""
 
 
 def end_of(broker: Any) -> End:
@@ -98,13 +101,10 @@ def _drop(end: End) -> None:
         if end.users:
             return
         del _ENDS[end.broker._actor_id]
-        _RETIRED.append(end)
-        retired = list(_RETIRED)
     with contextlib.suppress(RayError):
         end.leave()
-    done = [old for old in retired if not old.unread()]
-    with _LOCK:
-        _RETIRED[:] = [old for old in _RETIRED if old not in done]
+    while ray.is_initialized() and end.unread():
+        time.sleep(RETIRED_S)
 
 
 @atexit.register
