@@ -9,13 +9,16 @@ from __future__ import annotations
 import bisect
 import io
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from ray import cloudpickle
+
+if TYPE_CHECKING:
+    import torch
 
 SMALL = 65_536
 """Bytes of an item that shares a block with others."""
@@ -253,6 +256,8 @@ def _decode(form: Form, parts: list[Any]) -> Any:
 
 
 def _tensor(data: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
     kind = getattr(torch, dtype.removeprefix("torch."))
     if not len(data):
         return torch.empty(shape, dtype=kind)
@@ -266,8 +271,10 @@ def _rebuilt(data: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def _plain(item: Any) -> bool:
     """Whether a tensor is nothing but values on the CPU."""
+    torch = sys.modules.get("torch")  # the broker starts much faster without it
     return (
-        type(item) is torch.Tensor
+        torch is not None
+        and type(item) is torch.Tensor
         and item.device.type == "cpu"
         and item.layout is torch.strided
         and not item.is_quantized
@@ -275,6 +282,8 @@ def _plain(item: Any) -> bool:
 
 
 def _bytes_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    import torch
+
     values = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return values.reshape(-1).view(torch.uint8).numpy()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import queue
 import threading
 import time
 from collections import deque
@@ -41,8 +43,8 @@ class _Source:
 
     def open(self, window: Window) -> Steps[Opened]:
         """The block, fetched once."""
+        block = self.block
         if self.opened is None:
-            block = self.block
             if isinstance(block, ray.ObjectRef):
                 block = yield block
             self.opened = Opened(block, window.open(self.segment) if self.segment else None)
@@ -123,7 +125,7 @@ class Receiver:
         self._window = Window()
         self._freed: deque[Segment] = deque()
         self._orphans: list[tuple[Any, Key]] = []
-        self._ticking = False
+        self._ticking = self._left = False
         self._tickets = itertools.count()
 
     def try_get(self, key: Key) -> tuple[Any] | None:
@@ -144,15 +146,31 @@ class Receiver:
         while True:
             with self._lock:
                 lane = self._lane(key)
-                item = self._pop(key, lane) if lane.here else None
+                source = lane.here[0].source if lane.here else None
+                item = self._pop(key, lane) if source and source.opened else None
                 ahead = lane.ahead
+                orphan = self._orphan(key)
             if item is not None:
                 return (yield from self._read(item))
-            if ahead is None:
-                break
-            reply: Reply = yield ahead
-            with self._lock:
-                self._absorb_ahead(lane, ahead, reply)
+            if source is not None:
+                yield from source.open(self._window)
+            elif orphan is not None:
+                yield orphan
+                with self._lock:
+                    self._adopt()
+            elif ahead is not None:
+                reply: Reply = yield ahead
+                with self._lock:
+                    self._absorb_ahead(lane, ahead, reply)
+            else:
+                items = yield from self._ask_one(key, lane, timeout, own=own)
+                if items:
+                    return (yield from self._read(_single(items)))
+
+    def _ask_one(
+        self, key: Key, lane: _Lane, timeout: float | None, *, own: bool
+    ) -> Steps[list[_Stretch]]:
+        """An item of the caller's own; without `own` none, but it is here."""
         with self._lock:
             now = time.monotonic()
             quick = now - lane.last < QUICK_S and lane.asked
@@ -160,8 +178,7 @@ class Receiver:
             lane.asked = now
             notice = self._notice(key, lane)
             count = lane.want
-        items = yield from self._ask(key, notice, count, None, timeout, own=own)
-        return (yield from self._read(_single(items)))
+        return (yield from self._ask(key, notice, count, None, timeout, own=own))
 
     def get_batch(
         self, weight: float, key: Key, timeout: float | None, *, own: bool
@@ -171,28 +188,52 @@ class Receiver:
         Raises:
             EndOfStream, Empty, Stuck, TimedOut, PeerFailed: see `Channel.get_batch`.
         """
-        with self._lock:
-            lane = self._lane(key)
-            ahead = lane.ahead
-        if ahead is not None:
-            reply: Reply = yield ahead
+        while True:
             with self._lock:
-                self._absorb_ahead(lane, ahead, reply)
+                lane = self._lane(key)
+                ahead, orphan = lane.ahead, self._orphan(key)
+            if orphan is not None:
+                yield orphan
+                with self._lock:
+                    self._adopt()
+            elif ahead is not None:
+                reply: Reply = yield ahead
+                with self._lock:
+                    self._absorb_ahead(lane, ahead, reply)
+            else:
+                break
         with self._lock:
             notice = self._notice(key, lane, back=True)
         items = yield from self._ask(key, notice, 1, weight, timeout, own=own)
+        try:
+            for item in items:
+                yield from item.source.open(self._window)
+        except GeneratorExit:
+            with self._lock:
+                self._lane(key).add(items, first=True)
+                self._watch()
+            raise
+        with self._lock:
+            if not own:
+                self._lane(key).taken.extend((item.sequence, item.count) for item in items)
+                self._watch()
         batch: list[Any] = []
         for source, index, _sequence in _each(items):
             opened = yield from source.open(self._window)
             batch.append(self._value(source, opened, index))
         return batch
 
+    def _orphan(self, key: Key) -> Any:
+        return next((reference for reference, at in self._orphans if at == key), None)
+
     def leave(self) -> None:
         """Give everything back."""
         with self._lock:
-            notices = [self._notice(k, lane, back=True) for k, lane in self._lanes.items()]
+            self._left = True
+            lanes = self._lanes or {None: _Lane()}
+            notices = [self._notice(k, lane, back=True) for k, lane in lanes.items()]
             self._lanes.clear()
-            if notices := [n for n in notices if n.taken or n.back]:
+            if notices := [n for n in notices if n.taken or n.back or n.freed]:
                 self._broker.tell.remote(self._peer, notices)
 
     def tick(self, now: float) -> bool:
@@ -237,14 +278,14 @@ class Receiver:
         if reply.error is not None:
             raise reply.error
         items = _stretches(reply.value[0])
-        others = [] if target is not None else _after_first(items)
         with self._lock:
             lane = self._lane(key)
-            lane.add(others)
+            if target is None and own:
+                lane.add(_after_first(items))
+            elif target is None:
+                lane.add(items)
+                items = []
             lane.last = time.monotonic()
-            if not own:
-                for item in items:
-                    lane.taken.append((item.sequence, item.count))
             if lane.here or lane.taken:
                 self._watch()
         return items
@@ -272,11 +313,22 @@ class Receiver:
         if segment is None:
             return opened.read(index, copied=False)
         if opened.alone:
-            freed = self._freed
-            return opened.read_whole(lambda: freed.append(segment))
+            return opened.read_whole(lambda: self._release(segment))
         value = opened.read(index, copied=True)
         self._freed.append(segment)
         return value
+
+    def _release(self, segment: Segment) -> None:
+        """Called by the garbage collector, wherever the process is."""
+        self._freed.append(segment)
+        if self._left:
+            _LATE.put(self)
+
+    def tell_late(self) -> None:
+        """Memory was released after this end has left."""
+        with self._lock, contextlib.suppress(Exception):
+            notice = self._notice(None, _Lane())
+            self._broker.tell.remote(self._peer, [notice])
 
     def _absorb_ahead(self, lane: _Lane, ahead: Any, reply: Reply) -> None:
         if lane.ahead is ahead:
@@ -329,6 +381,17 @@ class Receiver:
         if not self._ticking:
             self._ticking = True
             TICKER.watch(self)
+
+
+_LATE: queue.SimpleQueue[Receiver] = queue.SimpleQueue()
+
+
+def _serve_late() -> None:
+    while True:
+        _LATE.get().tell_late()
+
+
+threading.Thread(target=_serve_late, daemon=True).start()
 
 
 def _stretches(runs: Sequence[Run]) -> list[_Stretch]:

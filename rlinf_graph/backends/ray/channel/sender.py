@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -94,7 +95,7 @@ class Sender:
             except GeneratorExit:
                 self._broker.withdraw.remote(ticket)
                 with self._lock:
-                    self._sent.append((reference, key))
+                    self._sent.append((reference, (key,)))
                     self._watch()
                 raise
             if reply.error is not None:
@@ -105,7 +106,7 @@ class Sender:
         """Put an item into a lease; whether there was one that is large enough."""
         with self._lock:
             if self._error is not None:
-                raise self._error
+                raise copy.copy(self._error)
             lease, size = self._leases.get(key), encoded.nbytes
             if lease is None or lease.items < 1 or lease.nbytes < size:
                 self._flush()
@@ -141,7 +142,7 @@ class Sender:
         with self._lock:
             self._collect()
             if self._error is not None:
-                raise self._error
+                raise copy.copy(self._error)
 
     def close(self, closer: str) -> Steps[None]:
         """Send everything, give all leases back and tell that a producer is done."""
@@ -219,7 +220,7 @@ class Sender:
         if len(block.data) > INSIDE + SMALL // 8:
             block = self._place_block(block)
         for key, rows in self._rows.items():
-            lease = self._leases[key]
+            lease = self._leases.setdefault(key, _Lease())
             more = self._more(lease, sum(row.count for row in rows))
             self._groups.append(Group(key, block, rows, more))
         self._rows, self._look_at = {}, LOOK
@@ -270,11 +271,12 @@ class Sender:
     def _ticking_thread() -> bool:
         return threading.current_thread().name == "channels"
 
-    def _take_reply(self, reference: Any, key: Key) -> None:
+    def _take_reply(self, reference: Any, abandoned: tuple[Key] | None) -> None:
+        """Of a put, or of a lease under a key that nobody waits for any more."""
         reply: Reply = ray.get(reference)
-        if key is not None:
+        if abandoned is not None:
             if reply.error is None:
-                self._add_locked(key, reply.value)
+                self._add_locked(abandoned[0], reply.value)
             return
         if reply.error is not None:
             self._error = self._error or reply.error
