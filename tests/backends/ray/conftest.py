@@ -43,7 +43,7 @@ def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
     yield found
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
     _until(lambda: ray.available_resources().get("CPU") == CORES * len(ray_nodes))
-    assert ray.util.list_named_actors(all_namespaces=True) == []
+    _until(lambda: ray.util.list_named_actors(all_namespaces=True) == [])
     _until(lambda: not any(_alive(seat.process) for seat in found.values()))
     _until(lambda: not _stored())
 

@@ -8,7 +8,9 @@ is pickled as it is, also inside lists, tuples and dictionaries.
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ import numpy as np
 import ray
 import torch
 from ray import cloudpickle
+from ray.actor import ActorHandle
 
 from rlinf_graph.backends.ray.wire import Array, to_array, to_tensor
 from rlinf_graph.ir.batch import Carried
@@ -45,10 +48,12 @@ class About:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A pickled value, and the memory that lies outside of the pickle."""
+    """A pickled value, the memory that lies outside of the pickle, and the references to objects
+    and actors, which Ray only counts where it finds them itself."""
 
     pickled: bytes
     buffers: list[np.ndarray[Any, Any]]
+    references: list[Any]
 
     @property
     def nbytes(self) -> int:
@@ -102,14 +107,42 @@ def seal(value: Any) -> Envelope:
 def freeze(value: Any) -> Frozen:
     """Pickle a value, the memory of arrays and tensors beside it, not copied."""
     buffers: list[pickle.PickleBuffer] = []
-    dumps: Any = cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]  # its documented name
-    pickled = dumps(_pack(value), protocol=5, buffer_callback=buffers.append)
-    return Frozen(pickled, [_memory(buffer) for buffer in buffers])
+    file = io.BytesIO()
+    pickler = _Pickler(file, protocol=5, buffer_callback=buffers.append)
+    pickler.dump(_pack(value))
+    memory = [_memory(buffer) for buffer in buffers]
+    return Frozen(file.getvalue(), memory, pickler.references)
 
 
 def thaw(frozen: Frozen) -> Any:
     """The value that was frozen."""
-    return _unpack(pickle.loads(frozen.pickled, buffers=frozen.buffers))
+    token = _REFERENCES.set(frozen.references)
+    try:
+        return _unpack(pickle.loads(frozen.pickled, buffers=frozen.buffers))
+    finally:
+        _REFERENCES.reset(token)
+
+
+_REFERENCES: ContextVar[list[Any]] = ContextVar("references")
+
+
+def _reference(number: int) -> Any:
+    return _REFERENCES.get()[number]
+
+
+class _Pickler(cloudpickle.Pickler):
+    """References beside the pickle."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.references: list[Any] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        """References by their number; everything else as cloudpickle has it."""
+        if isinstance(obj, ray.ObjectRef | ActorHandle):
+            self.references.append(obj)
+            return _reference, (len(self.references) - 1,)
+        return super().reducer_override(obj)
 
 
 def _memory(buffer: pickle.PickleBuffer) -> np.ndarray[Any, Any]:
