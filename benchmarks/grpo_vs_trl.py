@@ -262,7 +262,7 @@ def shown(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl-python", type=Path, required=True, help="where TRL is installed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one setting, one short round")

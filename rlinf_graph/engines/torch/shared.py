@@ -8,6 +8,7 @@ fewer tokens. What the samples make of a prompt adds up in its one backward pass
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def _logits(
     first = asked.index_select(0, prompts.of)[own[:, 0]]
     if not bool(own[:, 1:].any()):
         return first, None
-    cache.reorder_cache(prompts.of)
+    cache.reorder_cache(cast("torch.LongTensor", prompts.of))
     read = tokens.shape[1] - 1
     lengths = prompts.lengths[prompts.of]
     places = lengths[:, None] + torch.arange(read, device=tokens.device)
