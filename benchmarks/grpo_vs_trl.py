@@ -33,6 +33,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -231,6 +232,8 @@ def compare(
             loads.append(os.getloadavg()[0])
             for side in sides if seed % 2 == 0 else reversed(sides):
                 runs[side].append(sides[side](seed))
+                rate = s.prompts * s.samples / statistics.median(runs[side][-1].seconds[WARM:])
+                print(f"  {s.name} round {seed} {side:6} {rate:7,.0f}", file=sys.stderr, flush=True)
     return summary(s, runs, loads), versions
 
 
