@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rlinf_graph.engines.torch.forward import selected_logits, within
+from rlinf_graph.engines.torch.noise import TokenNoise
 from rlinf_graph.engines.torch.sampling import draw, wide
 from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.nodes.engine import Sampling
@@ -63,6 +64,7 @@ class Live:
 
     Attributes:
         rows: int64 `(live,)`, their places in `Responses`.
+        index: int64 `(live,)`, of the samples.
         going: bool `(live,)`; ended ones are dropped together, when half have ended.
         positions: int64 `(live,)`, of the next token.
         bias: `(live, tokens)`, added to attention scores; None where no prompt is padded.
@@ -72,6 +74,7 @@ class Live:
     """
 
     rows: Tensor
+    index: Tensor
     going: Tensor
     positions: Tensor
     bias: Tensor | None
@@ -82,8 +85,8 @@ class Live:
     def drop_ended(self) -> Tensor:
         """Keep those still going; the places they had."""
         kept = self.going.nonzero()[:, 0]
-        self.rows, self.going = self.rows[kept], self.going[kept]
-        self.positions = self.positions[kept]
+        self.rows, self.index = self.rows[kept], self.index[kept]
+        self.going, self.positions = self.going[kept], self.positions[kept]
         self.bias = None if self.bias is None else self.bias[kept]
         self.cache.batch_select_indices(kept)
         return kept
@@ -132,13 +135,27 @@ def answer(
         stream: of the node and the iteration.
         index: int64 `(n * samples,)`, of the samples, those of a prompt together.
     """
+    noise = TokenNoise(stream, sampling.max_tokens)
+    with torch.inference_mode():
+        made = _answer(model, text, prompts, sampling, noise, index)
+    return Responses(*(part.clone() for part in vars(made).values()))  # clones can be trained on
+
+
+def _answer(
+    model: PreTrainedModel,
+    text: Text,
+    prompts: tuple[Tensor, Tensor],
+    sampling: Sampling,
+    noise: TokenNoise,
+    index: Tensor,
+) -> Responses:
     made = _room(len(index), sampling.max_tokens, model)
     if not len(index):
         return made
     ends = index.new_tensor(text.ends)
-    live = _read_prompts(model, *prompts, sampling)
+    live = _read_prompts(model, *prompts, sampling, index)
     for step in range(sampling.max_tokens):
-        drawn, logprobs = draw(live.logits, sampling, stream, index[live.rows], step)
+        drawn, logprobs = draw(live.logits, sampling, noise, live.index, step)
         made.tokens[live.rows, step] = drawn
         made.logprobs[live.rows, step] = logprobs
         made.lengths[live.rows] += live.going
@@ -169,7 +186,7 @@ def _room(count: int, size: int, model: PreTrainedModel) -> Responses:
 
 
 def _read_prompts(
-    model: PreTrainedModel, tokens: Tensor, lengths: Tensor, sampling: Sampling
+    model: PreTrainedModel, tokens: Tensor, lengths: Tensor, sampling: Sampling, index: Tensor
 ) -> Live:
     """Read each prompt once, and repeat what was read for its samples."""
     samples, width = sampling.samples, tokens.shape[1]
@@ -186,6 +203,7 @@ def _read_prompts(
     count = len(tokens) * samples
     return Live(
         rows=torch.arange(count, device=tokens.device),
+        index=index,
         going=torch.ones(count, dtype=torch.bool, device=tokens.device),
         positions=lengths.repeat_interleave(samples),
         bias=bias,

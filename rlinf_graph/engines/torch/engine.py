@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlinf_graph.engines.torch import acting, dialogs, forward, weights
+from rlinf_graph.engines.torch import acting, dialogs, forward, shared, weights
 from rlinf_graph.engines.torch.device import device_of, dtype_of, moved
 from rlinf_graph.engines.torch.generation import generate
 from rlinf_graph.engines.torch.heads import Scalar
@@ -215,7 +215,12 @@ class TorchEngine:
         if isinstance(batch.samples, Transitions):
             return acting.outputs(cast("Network", self.model), batch.samples, entropy=entropy)
         whole = cast("PreTrainedModel | Scalar", self.model)
-        return forward.outputs(whole, batch.samples, entropy=entropy)
+        if isinstance(whole, Scalar) or not isinstance(batch.samples, Rollouts):
+            return forward.outputs(whole, batch.samples, entropy=entropy)
+        prompts = shared.repeated_prompts(batch.samples) if shared.shares(whole) else None
+        if prompts is None:
+            return forward.outputs(whole, batch.samples, entropy=entropy)
+        return shared.outputs(whole, batch.samples, prompts, entropy=entropy)
 
     def _language_model(self) -> PreTrainedModel:
         self._require("lm")

@@ -88,11 +88,19 @@ def token_logprobs(
     logits = selected_logits(model, tokens[:, :-1], mask[:, 1:], use_cache=False)
     if temperature is not None:
         logits = logits / temperature[:, None].expand(mask.shape)[mask][:, None].to(logits.dtype)
+    found, spread = scored(logits, tokens[mask], entropy)
+    found = empty.masked_scatter(mask, found)
+    return found, None if spread is None else empty.masked_scatter(mask, spread)
+
+
+def scored(logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities `(k,)` of tokens, and entropies, if asked, under logits `(k, vocabulary)`.
+
+    At least float32.
+    """
     spread = torch.log_softmax(wide(logits), dim=-1)
-    found = empty.masked_scatter(mask, spread.gather(1, tokens[mask][:, None])[:, 0])
-    if not entropy:
-        return found, None
-    return found, empty.masked_scatter(mask, -(spread.exp() * spread).sum(dim=-1))
+    found = spread.gather(1, tokens[:, None])[:, 0]
+    return found, -(spread.exp() * spread).sum(dim=-1) if entropy else None
 
 
 def state_values(model: Scalar, tokens: Tensor) -> Tensor:

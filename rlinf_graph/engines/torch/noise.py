@@ -14,6 +14,9 @@ from torch import Tensor
 
 from rlinf_graph.nodes.engine import Key
 
+BLOCK = 1 << 16
+"""Numbers that are made together; one call for each position would take a small model long."""
+
 BITS = 52  # of a draw: with half a step added, every value is exact in float64 and inside (0, 1)
 
 
@@ -38,27 +41,52 @@ def key_stream(key: Key) -> int:
     return stream(key.seed, key.node, key.iteration, *key.steps)
 
 
-def gumbel(stream: int, index: Tensor, position: int, size: int) -> Tensor:
-    """Standard Gumbel noise, finite.
+def uniform(stream: int, index: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Uniform noise inside (0, 1).
 
     Args:
         stream: from `key_stream`.
         index: int64 `(n,)`, of the samples in the iteration.
-        position: of the token in its response.
-        size: entries of the vocabulary.
+        positions: int64 `(p,)`, of tokens in their responses, or of steps.
+        size: entries of the vocabulary, or numbers of an action.
 
     Returns:
-        float64 `(n, size)`; an element depends on the stream, its sample's index, the position
+        float64 `(p, n, size)`; an element depends on the stream, its sample's index, its position
         and its entry only.
     """
-    rows = _mixed(_mixed(index * GOLDEN + stream) + _signed(position * GOLDEN))
-    return uniform_to_gumbel(_uniform(rows, size))
-
-
-def uniform(stream: int, index: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Uniform noise, float64 `(positions, n, size)` inside (0, 1), keyed as `gumbel`'s."""
     rows = _mixed(index * GOLDEN + stream) + positions[:, None] * GOLDEN
     return _uniform(_mixed(rows), size)
+
+
+class TokenNoise:
+    """The Gumbel noise of the tokens of responses, some positions of it at once.
+
+    Args:
+        stream: from `key_stream`.
+        limit: positions of a response.
+    """
+
+    def __init__(self, stream: int, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+        self._index: Tensor | None = None
+        self._first = 0
+        self._block = torch.empty(0, 0, 0)
+
+    def at(self, index: Tensor, position: int, size: int) -> Tensor:
+        """Standard Gumbel noise, finite: float64 `(n, size)`, not to be changed in place.
+
+        Args:
+            index: int64 `(n,)`; the same tensor for as long as it has the same samples.
+            position: of the token in its response.
+            size: entries of the vocabulary.
+        """
+        place = position - self._first
+        if index is not self._index or not 0 <= place < len(self._block):
+            count = min(self._limit - position, BLOCK // max(1, len(index) * size))
+            positions = torch.arange(position, position + max(1, count), device=index.device)
+            self._block = uniform_to_gumbel(uniform(self._stream, index, positions, size))
+            self._index, self._first, place = index, position, 0
+        return self._block[place]
 
 
 def uniform_to_gumbel(uniform: Tensor) -> Tensor:

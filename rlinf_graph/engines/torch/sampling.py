@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlinf_graph.engines.torch.noise import gumbel
+from rlinf_graph.engines.torch.noise import TokenNoise
 from rlinf_graph.nodes.engine import Sampling
 
 
@@ -34,7 +34,7 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(
-    logits: Tensor, sampling: Sampling, stream: int, index: Tensor, position: int
+    logits: Tensor, sampling: Sampling, noise: TokenNoise, index: Tensor, position: int
 ) -> tuple[Tensor, Tensor]:
     """Tokens, and their log-probabilities under the distribution they were drawn from.
 
@@ -44,7 +44,7 @@ def draw(
     Args:
         logits: `(n, vocabulary)`.
         sampling: temperature and truncation.
-        stream: of the node and the iteration.
+        noise: of the node and the iteration.
         index: int64 `(n,)`, of the samples.
         position: of the token in its response.
 
@@ -55,6 +55,5 @@ def draw(
         tokens = logits.argmax(dim=-1)
         return tokens, wide(logits.new_zeros(len(tokens)))
     logprobs = distribution(logits, sampling)
-    noise = gumbel(stream, index, position, logprobs.shape[1])
-    tokens = noise.add_(logprobs).argmax(dim=-1)
+    tokens = (noise.at(index, position, logprobs.shape[1]) + logprobs).argmax(dim=-1)
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Categorical, Independent, Normal
 
 from rlinf_graph.engines.torch import acting
-from rlinf_graph.engines.torch.noise import gumbel, uniform, uniform_to_gumbel
+from rlinf_graph.engines.torch.noise import TokenNoise, uniform, uniform_to_gumbel
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.graph import Space
 from rlinf_graph.nodes.engine import Key, TrainBatch
@@ -98,7 +98,8 @@ def test_every_part_of_the_key_matters() -> None:
 def test_noise_of_steps_is_that_of_positions() -> None:
     index = torch.tensor([5, 0, 2**40])
     several = uniform_to_gumbel(uniform(-77, index, torch.arange(3, 6), 11))
-    assert all(torch.equal(several[i], gumbel(-77, index, 3 + i, 11)) for i in range(3))
+    noise = TokenNoise(-77, 6)
+    assert all(torch.equal(several[i], noise.at(index, 3 + i, 11)) for i in range(3))
 
 
 def test_choices_are_as_frequent_as_they_are_probable() -> None:

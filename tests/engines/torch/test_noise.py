@@ -2,10 +2,14 @@ import math
 
 import torch
 
-from rlinf_graph.engines.torch.noise import gumbel, key_stream, stream
+from rlinf_graph.engines.torch.noise import TokenNoise, key_stream, stream
 from rlinf_graph.nodes.engine import Key
 
 SEED = stream(7, "rollout policy", 3)
+
+
+def gumbel(stream: int, index: torch.Tensor, position: int, size: int) -> torch.Tensor:
+    return TokenNoise(stream, position + 1).at(index, position, size)
 
 
 def uniform(noise: torch.Tensor) -> torch.Tensor:
@@ -39,6 +43,14 @@ def test_every_part_of_the_name_matters() -> None:
     for other in (gumbel(SEED + 1, index, 9, 50), gumbel(SEED, index, 10, 50),
                   gumbel(SEED, index + 4, 9, 50)):  # fmt: skip
         assert not torch.isclose(noise, other).any()
+
+
+def test_noise_does_not_depend_on_how_many_positions_are_made_at_once() -> None:
+    index, fewer = torch.arange(50), torch.arange(0, 50, 7)
+    noise, size = TokenNoise(SEED, 300), 200  # a block holds 6 positions of the 50, 40 of the 8
+    for position in range(14):
+        asked = index if position < 8 else fewer
+        assert torch.equal(noise.at(asked, position, size), gumbel(SEED, asked, position, size))
 
 
 def test_noise_is_finite_and_uniform_under_its_distribution() -> None:

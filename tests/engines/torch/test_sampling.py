@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from rlinf_graph.engines.torch.noise import TokenNoise
 from rlinf_graph.engines.torch.sampling import distribution, draw
 from rlinf_graph.nodes.engine import Sampling
 
@@ -16,7 +17,7 @@ LOGITS = torch.tensor([0.1, 2.0, -1.0, 0.7, 1.4, -3.0], dtype=torch.float64)
 def test_tokens_are_drawn_with_the_probabilities_that_are_reported(sampling: Sampling) -> None:
     count = 50_000
     logits = LOGITS.expand(count, -1)
-    tokens, logprobs = draw(logits, sampling, 11, torch.arange(count), 3)
+    tokens, logprobs = draw(logits, sampling, TokenNoise(11, 4), torch.arange(count), 3)
     wanted = distribution(LOGITS[None], sampling)[0].exp()
     kept = wanted > 0
     counts = tokens.bincount(minlength=6).double()
@@ -42,7 +43,8 @@ def test_temperature_divides_the_logits() -> None:
 
 
 def test_greedy_is_a_point_mass() -> None:
-    tokens, logprobs = draw(LOGITS[None], Sampling(temperature=0), 11, torch.arange(1), 0)
+    noise, greedy = TokenNoise(11, 1), Sampling(temperature=0)
+    tokens, logprobs = draw(LOGITS[None], greedy, noise, torch.arange(1), 0)
     assert tokens.tolist() == [1]
     assert logprobs.tolist() == [0.0]
 
