@@ -105,6 +105,7 @@ class Board:
         self._failures: list[tuple[Diagnostic, ...]] = []
         self._heard = 0
         self._asking: dict[waiting.Place, tuple[Call, float]] = {}
+        self._answered: dict[waiting.Place, tuple[Call, float]] = {}
         self._records: list[IterationRecord] = []
         self._recorder = Recorder(sum(ranks.values()), self._records.append)
         self._changed = asyncio.Condition()
@@ -125,7 +126,7 @@ class Board:
         try:
             return await getattr(self, method)(*arguments)
         finally:
-            del self._asking[who]
+            self._answered[who] = self._asking.pop(who)
 
     async def room(self, places: Sequence[Place]) -> None:
         """Wait until edges take samples of moments; from then on their places are taken."""
@@ -216,6 +217,11 @@ class Board:
     async def asking(self) -> tuple[int, dict[waiting.Place, float]]:
         """How many calls have come, and since when which ranks wait, by this process's clock."""
         return self._heard, {who: since for who, (_question, since) in self._asking.items()}
+
+    async def answered(self, who: waiting.Place) -> str:
+        """What a rank was given last; empty where that is nothing."""
+        last = self._answered.get(who)
+        return waiting.given(last[0]) if last else ""
 
     async def waits(self) -> list[Wait]:
         """Who waits for whom now."""

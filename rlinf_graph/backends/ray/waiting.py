@@ -116,6 +116,24 @@ def read(
             return None
 
 
+def given(question: Question) -> str:
+    """What a rank has got when the board has answered it; empty for what says nothing."""
+    method, arguments = question
+    match method:
+        case "get":
+            edge, moment = list(arguments[0])[-1]
+            return f"samples of `{edge}`, {_shown(moment)}"
+        case "room":
+            edge, moment = arguments[0][-1]
+            return f"room in `{edge}` for {_shown(moment)}"
+        case "acquire":
+            return f"its turn on {arguments[1]}"
+        case "weights":
+            return f"version {arguments[1]} of `{arguments[0]}`"
+        case _:
+            return ""
+
+
 def at_reduction(
     program: Program,
     doing: Mapping[Place, Doing],
