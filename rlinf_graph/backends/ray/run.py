@@ -249,20 +249,19 @@ class _Crew:
         return next(places for places in self.places().values() if place in places)
 
     def _counted(
-        self, error: CompileError, pending: list[Any], of: Place | None = None
+        self, error: CompileError, calls: list[Any], of: Place | None = None
     ) -> CompileError:
         """The first cause, with how many ranks failed after it: by themselves, not for waiting.
 
-        `pending` are the others' calls, and `of` is a rank of the process that is the cause.
+        `calls` are of ranks that were not done, `of` is a rank of the process that is the cause.
         """
-        ended, _ = (
-            ray.wait(pending, num_returns=len(pending), timeout=GRACE_S) if pending else ([], [])
-        )
         same = self._with(of) if of else []
-        others = self._dog.of_board("failed_besides", error.diagnostics)
-        others += sum(self._running[r] not in same and _died(r) for r in ended)
+        calls = [call for call in calls if self._running[call] not in same]
+        ended = ray.wait(calls, num_returns=len(calls), timeout=GRACE_S)[0] if calls else []
+        others: int = self._dog.of_board("failed_besides", error.diagnostics)
+        others += sum(_died(call) for call in ended)
         if not others:
-            return error
+            return CompileError(error.diagnostics)
         first, *rest = error.diagnostics
         ranks = "1 more rank" if others == 1 else f"{others} more ranks"
         notes = (*first.notes, f"and {ranks} failed after it")

@@ -38,6 +38,9 @@ DEAF_S = 60.0
 NOTE_S = 60.0
 """Seconds of silence until a note says who works; then after twice as many, and so on."""
 
+MOST = 16
+"""Lines of a note."""
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -87,8 +90,7 @@ class Watchdog:
             doing: what they are about, such as `loads`.
 
         Raises:
-            CompileError: RG0611 after more silence than the user allows; RG0609 and what
-                `gone` lists when a worker cannot answer.
+            CompileError: what `gone` says, when a worker cannot answer.
         """
         pending = list(asked)
         self._tick()
@@ -104,9 +106,7 @@ class Watchdog:
             if done:
                 self._quiet_since_now()
             late = [place for reference in pending for place in self._places[asked[reference]]]
-            lines = tuple(f"{named(place)} {doing}" for place in late)
-            if late:
-                self._be_patient(late[0], lines[:1], lines[1:])
+            self._note([f"{named(place)} {doing}" for place in late])
 
     def look(self, running: Collection[Place]) -> None:
         """See whether the run goes on; does nothing more often than once a second.
@@ -154,8 +154,7 @@ class Watchdog:
         what = "its process died" if isinstance(error, RayActorError) else f"{cause}"
         message = f"the worker of {named(place)} is gone: {what}"
         notes = [f"{self._seats[number]}"] if number in self._seats else []
-        if place in self._doing:
-            notes.append(self._was_in(place))
+        notes += self._last_seen(place)
         said = [line for line in str(error).splitlines() if line.strip()][-1:]
         notes += [line.partition(" Some common causes")[0] for line in said]
         return CompileError([Diagnostic("RG0609", message, node.span, notes=tuple(notes))])
@@ -234,7 +233,7 @@ class Watchdog:
             f"the worker of {named(place)} has not answered for {seconds:.0f} s: {seat}",
             self._graph.node(place[0]).span,
             label="declared here",
-            notes=(self._was_in(place), *listed(for_it)),
+            notes=(*self._last_seen(place), *listed(for_it)),
             help=(
                 f"on {seat.host}, `py-spy dump --pid {seat.process}` shows where it stands: it is "
                 "stopped, or C code holds the interpreter's lock",
@@ -264,25 +263,28 @@ class Watchdog:
         waiting = {wait.who for wait in waits} | set(asking)
         working = sorted(place for place in running if place not in waiting)
         working.sort(key=lambda place: -len(behind(waits, place)))
-        lines = tuple(f"{named(place)} is in {self._in(place)}" for place in working)
-        self._be_patient((working or sorted(running))[0], lines, listed(waits))
-
-    def _be_patient(self, place: Place, works: tuple[str, ...], waits: tuple[str, ...]) -> None:
-        """Say who works, from time to time, or give up when the user's limit is over."""
+        lines = [f"{named(place)} is in {self._in(place)}" for place in working]
+        lines += listed(waits)
         silence, limit = self._clock - self._changed, self._patience_s
         if limit is not None and silence >= limit:
             raise fail(
                 "RG0611",
                 f"nothing has happened for {silence:.0f} s, and patience is {limit:g} s",
-                self._graph.node(place[0]).span,
+                self._graph.node((working or sorted(running))[0][0]).span,
                 label="this is worked on",
-                notes=(*works, *waits),
+                notes=tuple(lines),
                 help=("more patience, where so long is right: run --patience SECONDS",),
             )
-        if silence >= self._note_at:
+        self._note(lines)
+
+    def _note(self, lines: Sequence[str]) -> None:
+        """Tell the user after a silence, after twice as long a one, and so on."""
+        silence = self._clock - self._changed
+        if silence >= self._note_at and lines:
             self._note_at *= 2
-            text = "\n".join(f"  {line}" for line in (*works, *waits))
-            print(f"nothing has happened for {silence:.0f} s:\n{text}", file=sys.stderr, flush=True)
+            more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+            text = "\n  ".join([f"nothing has happened for {silence:.0f} s:", *lines[:MOST], *more])
+            print(text, file=sys.stderr, flush=True)
 
     def _waits(self, running: Collection[Place], deaf: Collection[Place] = ()) -> list[Wait]:
         since = {place: self._clock - since for place, since in self._since.items()}
@@ -292,10 +294,11 @@ class Watchdog:
         found += at_reduction(self._program, doing, since, deaf)
         return [wait.narrowed(self._doing, running) for wait in found if wait.who in running]
 
-    def _was_in(self, place: Place) -> str:
-        if place not in self._doing:
-            return "it had not begun"
-        return f"{named(place)} was in {self._in(place)}"
+    def _last_seen(self, place: Place) -> list[str]:
+        """What a rank was in when it was asked last, and what it has been given since then."""
+        given = self.of_board("answered", place)
+        seen = [f"last seen in {self._in(place)}"] if place in self._doing else []
+        return seen + ([f"the last that it was given: {given}"] if given else [])
 
     def _in(self, place: Place) -> str:
         if place not in self._doing:
