@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from rlinf_graph.compiler.check_mismatch import check_mismatch
 from rlinf_graph.compiler.check_plan import check_plan
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.profile import Profile, check_profile, check_use
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.passes import run_passes
-from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.search import Found, Search
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import Program
+from rlinf_graph.nodes.installed import Usable
 
 Objective = Literal["seconds", "cost"]
 
@@ -54,7 +55,7 @@ def compile_graph(
     pins: Mapping[str, str] | None = None,
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
-    engines: Axes | None = None,
+    engines: Usable | None = None,
     objective: Objective = "seconds",
     kernels: Kernels | None = None,
 ) -> Compiled:
@@ -68,7 +69,7 @@ def compile_graph(
         after: called with the name of each pass and the graph that it left.
         objective: the least `seconds` of an iteration, or the least `cost` of a sample by the
             prices in the cluster file.
-        engines: that may be planned with, and their axes; None for all that are known.
+        engines: that may be planned with, by kind of device; None for all that are known.
         kernels: measured ones, for sampling; None for closed forms alone.
 
     Raises:
@@ -82,6 +83,7 @@ def compile_graph(
         _point, found = min(search.cheaper(), key=lambda pair: pair[0].price)
     else:
         found = search.run()
+    check_mismatch(checked, found.best.plan, cluster)
     return Compiled(checked, cluster, found.best.plan, costs, found)
 
 
@@ -96,7 +98,8 @@ def accept_plan(
     """
     checked = run_passes(graph)
     costs = _costs(checked, cluster, profile)
-    return Compiled(checked, cluster, check_plan(checked, plan, cluster), costs)
+    accepted = check_mismatch(checked, check_plan(checked, plan, cluster), cluster)
+    return Compiled(checked, cluster, accepted, costs)
 
 
 def _costs(

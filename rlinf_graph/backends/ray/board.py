@@ -7,11 +7,10 @@ which versions are there. Every wait ends when the run fails, with its cause.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -21,13 +20,11 @@ from rlinf_graph.backends.ray.desk import Desk
 from rlinf_graph.backends.ray.post import Address, Server
 from rlinf_graph.backends.ray.state import Call
 from rlinf_graph.backends.ray.waiting import Wait
+from rlinf_graph.backends.ray.weights import Buckets, refers
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.program import Program
 from rlinf_graph.nodes.metric import Metrics
-
-WIRE = "rlinf_graph.backends.ray.wire"
-"""What batches travel as, with torch behind it."""
 
 DEATH_S = 3.0
 """Seconds that a broken connection waits for the death that explains it."""
@@ -49,7 +46,6 @@ class Board:
 
     async def open(self) -> Address:
         """Listen to the ranks; where."""
-        importlib.import_module(WIRE)  # takes seconds: not when the first batch comes
         return await self._post.start(ray.util.get_node_ip_address())
 
     async def take_in(self, told: Sequence[Call]) -> None:
@@ -158,4 +154,4 @@ def _refers(answer: Any) -> bool:
     if isinstance(answer, dict):
         parts: Any = (part for parts in answer.values() for part in parts.values())
         return any(isinstance(held, ray.ObjectRef) for _rows, held in parts)
-    return isinstance(answer, ray.ObjectRef)
+    return isinstance(answer, list) and refers(cast("list[Buckets]", answer))

@@ -16,10 +16,12 @@ from ray.exceptions import RayActorError, RayError
 
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray.board import Board
+from rlinf_graph.backends.ray.hosted import HostedEngines, Pythons
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
 from rlinf_graph.backends.ray.waiting import Place
 from rlinf_graph.backends.ray.watchdog import Seat, Watchdog
+from rlinf_graph.backends.ray.weights import Transport
 from rlinf_graph.backends.ray.worker import Job, Worker
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.ir.cluster import Cluster
@@ -56,6 +58,8 @@ def run(
     initial: Mapping[str, str] | None = None,
     checkpoints: Path | None = None,
     address: str | None = None,
+    pythons: Pythons | None = None,
+    transport: Transport | None = None,
     placed: Callable[[Mapping[int, Seat]], None] = lambda _seats: None,
     loaded: Callable[[], None] = lambda: None,
     report: Callable[[IterationRecord], None] = lambda _record: None,
@@ -73,6 +77,8 @@ def run(
         initial: folders to load first weights from, by model.
         checkpoints: folder to write the trained models to; on the machine that trains.
         address: of a running Ray cluster; by default one is started here, and ended.
+        pythons: interpreters of engines that run in an environment of their own, by engine.
+        transport: how weights travel.
         placed: called with where each device's worker lives, once all have loaded.
         loaded: called when the models are there and the first iteration begins.
         report: called with each finished iteration.
@@ -82,8 +88,13 @@ def run(
     Raises:
         CompileError: the first cause, when a node or a worker fails, does not answer, or all wait.
     """
-    job = Job(program, graph, plan, cluster, used_definitions(graph), seed, dict(initial or {}))
-    with session(cluster, address), by_value(graph), _Crew(job, patience_s) as crew:
+    job = Job(program, graph, plan, cluster, used_definitions(graph), seed, dict(initial or {}),
+              transport or Transport())  # fmt: skip
+    with (
+        session(cluster, address),
+        by_value(graph),
+        _Crew(job, pythons or {}, patience_s) as crew,
+    ):
         placed(crew.wait())
         loaded()
         crew.start(range(iterations))
@@ -115,8 +126,9 @@ def session(cluster: Cluster, address: str | None = None) -> Iterator[None]:
 class _Crew:
     """The actors of one run."""
 
-    def __init__(self, job: Job, patience_s: float | None) -> None:
-        self._job, self._patience_s = job, patience_s
+    def __init__(self, job: Job, pythons: Pythons, patience_s: float | None) -> None:
+        self._job, self._pythons, self._patience_s = job, pythons, patience_s
+        self._hosted: HostedEngines | None = None
         self._placement: Placement | None = None
         self._workers: dict[int, Any] = {}
         self._board: Any = None
@@ -137,6 +149,11 @@ class _Crew:
     def _open(self) -> None:
         job = self._job
         self._placement = Placement(job.cluster)
+        self._hosted = HostedEngines(
+            job.graph, job.plan, job.cluster, job.program.groups, self._placement,
+            seed=job.seed, initial=job.initial, pythons=self._pythons,
+        )  # fmt: skip
+        proxies = ray.put(self._hosted.proxies)
         kept = Kept.of(job.graph, job.plan)
         board = ray.remote(Board)
         ranks = sum(group.ranks for group in job.program.groups)
@@ -151,7 +168,7 @@ class _Crew:
             if number != HOST:
                 options |= self._placement.options(number)
             self._workers[number] = worker.options(**options).remote(
-                shipped, places, self._board, address
+                shipped, places, self._board, address, proxies
             )
 
     def places(self) -> dict[int, list[Place]]:
@@ -169,6 +186,8 @@ class _Crew:
         Raises:
             CompileError: the cause, when one cannot load.
         """
+        if self._hosted is not None:
+            self._hosted.wait()
         asked = {worker.ready.remote(): number for number, worker in self._workers.items()}
         seats = {number: Seat(*told) for number, told in self._dog.each(asked, "loads")}
         self._dog.begin(self._workers, seats)
@@ -224,7 +243,9 @@ class _Crew:
         """Most bytes that each device's worker needed, where that can be told."""
         asked = {worker.memory.remote(): number for number, worker in self._workers.items()}
         told = self._dog.each(asked, "looks at its memory")
-        return {number: peak for number, peak in told if peak is not None}
+        own = {number: peak for number, peak in told if peak is not None}
+        elsewhere = self._hosted.memory() if self._hosted is not None else {}
+        return {d: own.get(d, 0.0) + elsewhere.get(d, 0.0) for d in [*own, *elsewhere]}
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Write every trained model, from its rank 0."""
@@ -268,6 +289,8 @@ class _Crew:
         return CompileError([replace(first, notes=notes), *rest])
 
     def _close(self) -> None:
+        if self._hosted is not None:
+            self._hosted.close()
         for actor in [*self._workers.values(), self._board]:
             if actor is not None:
                 ray.kill(actor)
