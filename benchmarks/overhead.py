@@ -5,9 +5,9 @@
 The graph is GRPO's (dataset, rollout, verify, reference log-probabilities, advantages, train, sync)
 with an engine that does nothing, on one processor core (all nodes take turns) and on two (rollout
 beside the others), in 1, 8 and 64 micro-batches. Iterations are timed in one run, the first few
-left out. Beside it, interleaved: the same nodes as calls of Ray actors, one for each node, by a loop
-that hands each micro-batch's references on, as a hand-written controller does; and the `local`
-backend, which has no processes at all.
+left out. Beside it, interleaved: the same nodes as calls of Ray actors, one for each node, by a
+loop that hands each micro-batch's references on, as a hand-written controller does; and the
+`local` backend, which has no processes at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import statistics
 import sys
@@ -35,8 +36,6 @@ from rlinf_graph.backends.ray import run as on_ray
 from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.ir import plan as plans
-from rlinf_graph.ir.batches import Prompts, Rollouts
-from rlinf_graph.nodes.engine import Capabilities, Key, Sampling, TrainBatch
 
 ROOT = Path(__file__).parents[1]
 PROMPTS, SAMPLES = 64, 2
@@ -45,68 +44,6 @@ WARM = 3
 """Iterations at the beginning that are not counted."""
 TARGET_MS = 10.0
 """Of an iteration with 8 micro-batches."""
-
-
-class EmptyEngine:
-    """Answers at once, trains nothing."""
-
-    capabilities = Capabilities(
-        name="empty", roles=("rollout", "forward", "train"), parallel=("dp",), sync=("broadcast",),
-        offload=True, keyed_randomness=True,
-    )  # fmt: skip
-
-    def __init__(self, *_model: Any, **_options: Any) -> None:
-        pass
-
-    def generate(self, prompts: Prompts, sampling: Sampling, _key: Key, version: int) -> Rollouts:
-        """One token asked, one answered."""
-        count = len(prompts) * sampling.samples
-        pair = torch.tensor([0, 1]).repeat(count)
-        each = torch.arange(sampling.samples)
-        return Rollouts(
-            index=(prompts.index[:, None] * sampling.samples + each).flatten(),
-            group=prompts.index.repeat_interleave(sampling.samples),
-            lengths=torch.full((count,), 2),
-            tokens=pair,
-            mask=pair.bool(),
-            logprobs=torch.zeros(2 * count, dtype=torch.float64),
-            versions=torch.where(pair.bool(), version, -1),
-            prompt_lengths=torch.ones(count, dtype=torch.int64),
-            finished=torch.ones(count, dtype=torch.bool),
-            temperature=torch.ones(count, dtype=torch.float64),
-            prompts=[prompt for prompt in prompts.prompts for _ in range(sampling.samples)],
-            responses=["1"] * count,
-            columns=[columns for columns in prompts.columns for _ in range(sampling.samples)],
-        )
-
-    def logprobs(self, rollouts: Rollouts) -> torch.Tensor:
-        """Zeros."""
-        return torch.zeros(len(rollouts.tokens), dtype=torch.float64)
-
-    def accumulate(self, batch: TrainBatch, *_: Any) -> float:
-        """As many as there are samples."""
-        return float(len(batch.samples))
-
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """One number."""
-        return {"weight": torch.zeros(1)}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """One number."""
-        return {"weight": torch.zeros(1)}
-
-    def optimizer_step(self, *_: Any) -> None:
-        """Nothing."""
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Read all."""
-        list(weights)
-
-    def load(self) -> None:
-        """Nothing."""
-
-    def offload(self) -> None:
-        """Nothing."""
 
 
 @rl.node(unit=rl.SAMPLE)
@@ -290,7 +227,7 @@ def registered() -> Iterator[Path]:
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: empty-engine\nVersion: 1\n")
         (info / "entry_points.txt").write_text(
-            "[rlinf_graph.engines]\nempty = overhead:EmptyEngine\n"
+            "[rlinf_graph.engines]\nempty = empty_engine.engine:EmptyEngine\n"
         )
         places = [name, str(Path(__file__).parent), str(ROOT)]
         sys.path[:0] = places
@@ -311,7 +248,7 @@ def main() -> None:
     print(f"{'micro-batches':>14}  {'way':<14}{'ms':>9}{'lowest':>9}{'highest':>9}")
     with registered() as folder:
         options: Any = {"include_dashboard": False, "log_to_driver": False}
-        ray.init(address="local", num_cpus=8, logging_level="ERROR", **options)
+        ray.init(address="local", num_cpus=8, logging_level=logging.ERROR, **options)
         try:
             results = measure(folder, arguments.rounds, count, sizes)
         finally:

@@ -1,0 +1,1 @@
+"""An engine that does nothing, for benchmarks/overhead.py."""

@@ -1,0 +1,68 @@
+"""Answers at once, trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from rlinf_graph.ir.batches import Prompts, Rollouts
+from rlinf_graph.nodes.engine import Key, Sampling, Shard, TrainBatch
+
+
+class EmptyEngine:
+    """Answers at once, trains nothing."""
+
+    def __init__(self, *_model: Any, **_options: Any) -> None:
+        pass
+
+    def generate(self, prompts: Prompts, sampling: Sampling, _key: Key, version: int) -> Rollouts:
+        """One token asked, one answered."""
+        count = len(prompts) * sampling.samples
+        pair = torch.tensor([0, 1]).repeat(count)
+        each = torch.arange(sampling.samples)
+        return Rollouts(
+            index=(prompts.index[:, None] * sampling.samples + each).flatten(),
+            group=prompts.index.repeat_interleave(sampling.samples),
+            lengths=torch.full((count,), 2),
+            tokens=pair,
+            mask=pair.bool(),
+            logprobs=torch.zeros(2 * count, dtype=torch.float64),
+            versions=torch.where(pair.bool(), version, -1),
+            prompt_lengths=torch.ones(count, dtype=torch.int64),
+            finished=torch.ones(count, dtype=torch.bool),
+            temperature=torch.ones(count, dtype=torch.float64),
+            prompts=[prompt for prompt in prompts.prompts for _ in range(sampling.samples)],
+            responses=["1"] * count,
+            columns=[columns for columns in prompts.columns for _ in range(sampling.samples)],
+        )
+
+    def logprobs(self, rollouts: Rollouts) -> torch.Tensor:
+        """Zeros."""
+        return torch.zeros(len(rollouts.tokens), dtype=torch.float64)
+
+    def accumulate(self, batches: Sequence[TrainBatch], *_: Any) -> float:
+        """As many as there are samples."""
+        return float(sum(len(batch.samples) for batch in batches))
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """One number."""
+        return {"weight": torch.zeros(1)}
+
+    def shards(self) -> list[Shard]:
+        """One number."""
+        return [Shard("weight", (1,), (0,), torch.zeros(1))]
+
+    def optimizer_step(self, *_: Any) -> None:
+        """Nothing."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Read all."""
+        list(weights)
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def offload(self) -> None:
+        """Nothing."""
