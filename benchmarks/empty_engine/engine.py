@@ -57,7 +57,7 @@ class EmptyEngine:
     def optimizer_step(self, *_: Any) -> None:
         """Nothing."""
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]], _version: int) -> None:
         """Read all."""
         list(weights)
 
