@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,7 +59,7 @@ class Mailbox:
         far = [held for *_which, held in new if isinstance(held, ray.ObjectRef)]
         fetched = iter(ray.get(far) if far else [])
         for place, _number, rows, held in new:
-            here = next(fetched) if isinstance(held, ray.ObjectRef) else held
+            here = next(fetched) if isinstance(held, ray.ObjectRef) else pickle.loads(held)
             self._came.put(*place, rows, wire.unpack(here))
 
     def _new(self, told: dict[Place, dict[int, Part]]) -> Iterator[tuple[Place, int, Rows, Any]]:
@@ -98,7 +99,8 @@ class Mailbox:
             return new
         if held is None:
             made = wire.pack(value)
-            held = made if packed.nbytes(value) <= SMALL else ray.put(made)
+            small = packed.nbytes(value) <= SMALL
+            held = pickle.dumps(made, protocol=5) if small else ray.put(made)
             self._written[output] = held
         self._line.tell("put", place, (rows, held), refers=isinstance(held, ray.ObjectRef))
         return new
