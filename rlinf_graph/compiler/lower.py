@@ -32,7 +32,7 @@ from rlinf_graph.ir.program import (
     When,
     WorkerGroup,
 )
-from rlinf_graph.ir.wiring import Wiring, wiring
+from rlinf_graph.ir.wiring import Wire, Wiring, wiring
 
 STEPS_AHEAD = 3
 """Steps of a loop that an edge inside it holds at most: one comes, one goes, one is carried."""
@@ -232,11 +232,17 @@ def _channels(graph: Graph, wires: Wiring, capacity: int) -> list[Channel]:
             target=wire.target,
             param=wire.param,
             samples=graph.node(wire.source.node).volume[wire.source.output].samples,
-            capacity=STEPS_AHEAD if wire.depth else capacity + wire.lag,
+            capacity=STEPS_AHEAD if wire.depth else capacity + wire.lag + _read_ahead(graph, wire),
             depth=wire.depth,
         )
         for wire in wires.wires
     ]
+
+
+def _read_ahead(graph: Graph, wire: Wire) -> int:
+    """Moments that are read before they are needed: the next prompts are there in time."""
+    node = graph.node(wire.source.node)
+    return int(node.role is Role.SOURCE)
 
 
 def _rings(placement: Placement) -> tuple[list[Ring], dict[str, list[_Hold]]]:
