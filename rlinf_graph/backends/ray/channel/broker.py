@@ -56,6 +56,19 @@ class Reply(NamedTuple):
     value: Any
     error: ChannelError | None = None
 
+    def taken(self) -> Any:
+        """The value, or the error is raised.
+
+        Nothing may hold the reply then: the error's traceback would hold it, too, and everything
+        that its frames hold would stay until the next garbage collection.
+        """
+        try:
+            if self.error is not None:
+                raise self.error
+            return self.value
+        finally:
+            del self
+
 
 @dataclass(frozen=True)
 class KeyStatistics:

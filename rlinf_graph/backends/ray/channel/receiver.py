@@ -268,16 +268,14 @@ class Receiver:
         ticket = (self._peer, "get", next(self._tickets))
         reference = self._broker.take.remote(ticket, notice, count, target, timeout, own)
         try:
-            reply: Reply = yield reference
+            runs, _taken = (yield reference).taken()
         except GeneratorExit:
             self._broker.withdraw.remote(ticket)
             with self._lock:
                 self._orphans.append((reference, key))
                 self._watch()
             raise
-        if reply.error is not None:
-            raise reply.error
-        items = _stretches(reply.value[0])
+        items = _stretches(runs)
         with self._lock:
             lane = self._lane(key)
             if target is None and own:

@@ -91,16 +91,14 @@ class Sender:
             asked = (ticket, key, encoded.nbytes, lease.ask, left)
             reference = self._broker.lease.remote(*asked)
             try:
-                reply: Reply = yield reference
+                more = (yield reference).taken()
             except GeneratorExit:
                 self._broker.withdraw.remote(ticket)
                 with self._lock:
                     self._sent.append((reference, (key,)))
                     self._watch()
                 raise
-            if reply.error is not None:
-                raise reply.error
-            self._add(key, reply.value)
+            self._add(key, more)
 
     def try_put(self, encoded: Encoded, key: Key, weight: float, priority: float) -> bool:
         """Put an item into a lease; whether there was one that is large enough."""
@@ -152,9 +150,7 @@ class Sender:
             if notices:
                 self._broker.tell.remote(self._peer, notices)
             closed = self._broker.close.remote(closer)
-        reply: Reply = yield closed
-        if reply.error is not None:
-            raise reply.error
+        (yield closed).taken()
 
     def take_back(self, segments: Sequence[Segment]) -> None:
         """Memory that has been read."""

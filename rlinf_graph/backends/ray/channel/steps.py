@@ -22,11 +22,7 @@ def block(steps: Steps[T]) -> T:
     try:
         reference = next(steps)
         while True:
-            try:
-                value = ray.get(reference)
-            except RayError as error:
-                raise lost(error) from error
-            reference = steps.send(value)
+            reference = steps.send(_got(reference))
     except StopIteration as end:
         return end.value
     finally:
@@ -38,15 +34,25 @@ async def wait(steps: Steps[T]) -> T:
     try:
         reference = next(steps)
         while True:
-            try:
-                value = await reference
-            except RayError as error:
-                raise lost(error) from error
-            reference = steps.send(value)
+            reference = steps.send(await _awaited(reference))
     except StopIteration as end:
         return end.value
     finally:
         steps.close()
+
+
+def _got(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise lost(error) from error
+
+
+async def _awaited(reference: Any) -> Any:
+    try:
+        return await reference
+    except RayError as error:
+        raise lost(error) from error
 
 
 def lost(error: RayError) -> ChannelError:
