@@ -209,6 +209,7 @@ def profile_command(
         typer.Option("-o", "--output", metavar="PROFILE", help="runs/PIPELINE/profile.json"),
     ] = None,
     address: AddressOption = None,
+    python: PythonOption = None,
 ) -> None:
     """Measure a pipeline's nodes on this machine; compile and run take the file they leave."""
     from rlinf_graph.cli.loading import load_pipeline
@@ -223,6 +224,7 @@ def profile_command(
         initial=pairs_of(init),
         seed=seed,
         address=address,
+        pythons=pythons_of(python),
     )
     path = write_profile(made.profile, output or Path("runs") / pipeline.name / "profile.json")
     print("\n".join(fit_lines(made.fits)))
