@@ -176,6 +176,7 @@ def run_command(
     compiled = compile_pipeline(
         pipeline, cluster, parameters=pairs_of(settings), pins=read_pins(pins_file, pairs_of(pins)),
         plan=given, profile=read_profile(profile), runnable=True, pythons=pythons_of(python),
+        own=backend == "local",
     )  # fmt: skip
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:
