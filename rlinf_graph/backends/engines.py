@@ -12,7 +12,8 @@ from rlinf_graph.ir.graph import Graph, ModelUse, Node
 from rlinf_graph.ir.node_type import Port, Role
 from rlinf_graph.ir.plan import NodePlan, Plan
 from rlinf_graph.ir.program import Await, WorkerGroup
-from rlinf_graph.nodes.engine import Engine, engine_class
+from rlinf_graph.nodes.engine import Engine
+from rlinf_graph.nodes.registry import engine_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +141,7 @@ class Engines:
                 if awaited.decay and version <= self._held[instance]:
                     continue
                 averages = self._averaged(instance, awaited.decay, weights)
-                self._engines[instance].load_weights(averages)
+                self._engines[instance].update_weights(averages, version)
                 self._held[instance] = version
 
     def _averaged(self, instance: Instance, decay: float, new: Snapshot) -> Snapshot:
@@ -158,8 +159,8 @@ class Engines:
             return value.detach().to("cpu", kept if value.is_floating_point() else value.dtype)
 
         if instance not in self._averages:
-            own = self._engines[instance].weights().items()
-            self._averages[instance] = {name: widened(value).clone() for name, value in own}
+            own = self._engines[instance].shards()
+            self._averages[instance] = {s.name: widened(s.values).clone() for s in own}
         averages = self._averages[instance]
         for name, value in new:
             if value.is_floating_point():

@@ -154,7 +154,7 @@ class Bench:
         taken = Await(model, node.name, 0, "copy", served=served, decay=decay)
 
         def deliver() -> None:
-            copies = [(name, value.detach().clone()) for name, value in engine.weights().items()]
+            copies = [(shard.name, shard.values.clone()) for shard in engine.shards()]
             self._engines.adopt(group, 0, taken, next(versions), copies)
 
         seconds = timed(deliver)

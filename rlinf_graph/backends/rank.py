@@ -107,9 +107,8 @@ class Rank:
                 param: tokenize_examples(batch, engine) if isinstance(batch, Examples) else batch
                 for param, batch in self.bound.items()
             }
-            for part in self._calls(tokenized):
-                loss = self.node.option("loss")
-                self.weight += engine.accumulate(train_batch(part), loss, metrics)
+            batches = [train_batch(part) for part in self._calls(tokenized)]
+            self.weight += engine.accumulate(batches, self.node.option("loss"), metrics)
 
     def _calls(self, bound: dict[str, Batch]) -> Iterator[dict[str, Batch]]:
         """The micro-batch, in as many calls as the plan's limit of tokens asks for; none, if empty.

@@ -23,7 +23,7 @@ from rlinf_graph.ir.diagnostic import fail, suggest
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.timeline import Event
-from rlinf_graph.nodes.engine import runnable_axes
+from rlinf_graph.nodes.installed import usable_engines
 from rlinf_graph.nodes.plugins import load_plugins
 
 BACKENDS = {
@@ -81,7 +81,7 @@ def compile_pipeline(
     graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
     if plan is not None:
         return accept_plan(graph, machines, plan, profile)
-    engines = runnable_axes() if runnable else None
+    engines = usable_engines() if runnable else None
     return compile_graph(
         graph, machines, pins=pins, profile=profile, after=after, engines=engines,
         objective=objective, kernels=kernels,
@@ -117,7 +117,7 @@ def run_compiled(
     """
     if backend not in BACKENDS:
         raise fail("RG0606", f"there is no backend `{backend}`", help=(suggest(backend, BACKENDS),))
-    check_engines(compiled.graph, compiled.plan)
+    check_engines(compiled.graph, compiled.plan, compiled.cluster)
     runner = importlib.import_module(BACKENDS[backend])
     more = {"address": address} if backend == "ray" else {}
     with RunFolder(folder) as out:

@@ -13,12 +13,12 @@ from rlinf_graph.compiler.cost.kernels import Kernels
 from rlinf_graph.compiler.cost.profile import Profile, check_profile, check_use
 from rlinf_graph.compiler.lower import lower
 from rlinf_graph.compiler.passes import run_passes
-from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.search import Found, Search
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import Program
+from rlinf_graph.nodes.installed import Usable
 
 Objective = Literal["seconds", "cost"]
 
@@ -54,7 +54,7 @@ def compile_graph(
     pins: Mapping[str, str] | None = None,
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
-    engines: Axes | None = None,
+    engines: Usable | None = None,
     objective: Objective = "seconds",
     kernels: Kernels | None = None,
 ) -> Compiled:
@@ -68,7 +68,7 @@ def compile_graph(
         after: called with the name of each pass and the graph that it left.
         objective: the least `seconds` of an iteration, or the least `cost` of a sample by the
             prices in the cluster file.
-        engines: that may be planned with, and their axes; None for all that are known.
+        engines: that may be planned with, by kind of device; None for all that are known.
         kernels: measured ones, for sampling; None for closed forms alone.
 
     Raises:

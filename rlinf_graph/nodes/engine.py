@@ -1,11 +1,14 @@
-"""What a node asks of an engine. Engines implement this; nothing here knows one."""
+"""What nodes and backends ask of an engine. Engines implement this; nothing here knows one.
+
+An engine that samples is a `RolloutEngine`, one that scores or trains a `TrainEngine`; the torch
+engine is both, and an `ActingEngine`. What an engine can do at all is said in `Capabilities`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rlinf_graph.ir.batches import (
     Actions,
@@ -17,8 +20,6 @@ from rlinf_graph.ir.batches import (
     TokenExamples,
     Transitions,
 )
-from rlinf_graph.ir.diagnostic import fail, suggest
-from rlinf_graph.ir.graph import ModelDef
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,36 +112,107 @@ class Outputs:
     values: Tensor | None = None
 
 
+Part = Literal["weights", "cache"]
+"""What of an engine that samples can leave the device by itself: the key-value cache is one."""
+
+
 @dataclass(frozen=True)
-class Capabilities:
-    """What the compiler may ask of an engine, readable without importing it.
+class Shard:
+    """A weight, or a rectangle of one.
 
     Attributes:
-        name: of the engine.
-        roles: of `rollout`, `forward`, `train`.
-        parallel: axes it can spread a model over.
-        sync: methods by which it takes weights.
-        offload: whether its state can leave the device.
-        keyed_randomness: whether samples depend only on their `Key`.
-        packages: distributions it needs.
+        name: as transformers names it in a checkpoint of the model.
+        shape: of the whole weight.
+        offsets: where the part begins along each dimension.
+        values: the part, on any device, of the type that it is trained in; not a copy.
     """
 
     name: str
-    roles: tuple[str, ...]
-    parallel: tuple[str, ...]
-    sync: tuple[str, ...]
-    offload: bool
-    keyed_randomness: bool
-    packages: tuple[str, ...] = field(default=())
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    values: Tensor
 
 
-class Engine(Protocol):
-    """A model on one rank's devices."""
+class ModelEngine(Protocol):
+    """What every engine with a model does.
+
+    Where several processes hold a model together, each has an engine, every method is called on all
+    of one replica with the same arguments, and results are taken from the replica's first process
+    (tp, cp and pp 0), except of `shards` and `state`. All replicas come together only in
+    `optimizer_step` of engines whose replicas are `joined`.
+    """
+
+    @property
+    def version(self) -> int:
+        """Of the weights: what `update_weights` was told last, first 0."""
+        ...
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int = 0) -> None:
+        """Overwrite weights in place, and forget what was derived from the old ones.
+
+        Args:
+            weights: whole, named as in `Shard`, on the CPU or the engine's device, of any floating
+                type; they come one after another, as few at a time as fit a bucket: keep none.
+                Those that do not come stay as they are.
+            version: from now on.
+
+        A prefix cache is emptied. Sleeping weights are woken, a sleeping cache is not. What is
+        being sampled goes on with the new weights and marks its next tokens with the version.
+
+        Raises:
+            CompileError: RG0604, for a name that the model does not have, and for another shape.
+        """
+        ...
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt; a list of messages goes through the chat template."""
+        ...
+
+    def load(self) -> None:
+        """Bring everything that `offload` took away back onto the device; else nothing."""
+        ...
+
+    def offload(self) -> None:
+        """Free the device: weights and states go to the host, the cache goes."""
+        ...
+
+
+class RolloutEngine(ModelEngine, Protocol):
+    """A model that speaks."""
 
     def generate(self, prompts: Prompts, sampling: Sampling, key: Key, version: int) -> Rollouts:
         """Sample responses; `index` of a prompt's j-th is `prompt.index * returned + j`.
 
-        Draws are keyed by `prompt.index * samples + j`, with the j of the response drawn.
+        Prompts are in order, those of a prompt together. `logprobs` are of the distribution that
+        was sampled from, after temperature and truncation; 0 at temperature 0. `version` marks the
+        tokens. Draws are keyed by `prompt.index * samples + j`, with the j of the response drawn;
+        engines with a generator of their own take a seed of `key` and that number.
+
+        Raises:
+            CompileError: RG0503, for a prompt that the tokenizer cannot read, or that leaves no
+                room for a response.
+        """
+        ...
+
+    def stream(
+        self, prompts: Prompts, sampling: Sampling, key: Key, version: int
+    ) -> Iterator[Rollouts]:
+        """As `generate`, in parts: responses as they finish, in any order, told by `index`."""
+        ...
+
+    def abort(self) -> None:
+        """End what another thread samples: `generate`, `stream` and `resume` return soon.
+
+        Responses that it cut come too, with their tokens so far and `finished` false. Nothing
+        happens where nothing is being sampled.
+        """
+        ...
+
+    def resume(self, rollouts: Rollouts, sampling: Sampling, key: Key, version: int) -> Rollouts:
+        """Go on with responses that `abort` cut, where `max_tokens` leaves room for more.
+
+        The tokens so far are read again with the weights of now; they keep their log-probabilities
+        and versions, new ones are marked with `version`. Same samples, same order.
         """
         ...
 
@@ -148,13 +220,21 @@ class Engine(Protocol):
         """Let the policy speak once more in each dialog, after reading `answers`."""
         ...
 
-    def act(self, observations: Observations, key: Key, version: int, *, greedy: bool) -> Actions:
-        """Choose an action in each environment; the most probable one, or the mean, if greedy."""
+    def sleep(self, *parts: Part) -> None:
+        """Take parts off the device, all without arguments; what was cached is forgotten."""
         ...
 
-    def step_values(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """State values as in `StepValues`: packed, one more than the steps; and of `finals`."""
+    def wake(self, *parts: Part) -> None:
+        """Bring parts back that sleep, all without arguments.
+
+        To make room in between: `sleep()`, later `wake("weights")`, `update_weights`,
+        `wake("cache")`.
+        """
         ...
+
+
+class TrainEngine(ModelEngine, Protocol):
+    """A model that scores given samples, and learns from them if it was made `trainable`."""
 
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """Log-probability of each of the policy's tokens, at its temperature, packed; else 0."""
@@ -164,94 +244,91 @@ class Engine(Protocol):
         """State values, packed, one more than the tokens of each sample; the first is 0."""
         ...
 
-    def scores(self, texts: list[tuple[Prompt, str]]) -> Tensor:
-        """One number for each (prompt, response), `(n,)`; tokenized by this model's tokenizer."""
-        ...
-
-    def tokenize(self, prompt: Prompt) -> list[int]:
-        """Tokens of a prompt; a list of messages goes through the chat template."""
-        ...
-
     def tokenize_completion(self, text: str) -> list[int]:
         """Tokens of an answer, with the end token."""
         ...
 
-    def accumulate(self, batch: TrainBatch, loss: Loss, metrics: Metrics) -> float:
-        """Add the gradients of the loss's sum to those held; the loss's weight."""
+    def accumulate(self, batches: Sequence[TrainBatch], loss: Loss, metrics: Metrics) -> float:
+        """Forward and backward: add the gradients of the loss's sums to those held.
+
+        Args:
+            batches: packed micro-batches of this replica, each one call of the loss; a pipeline
+                takes them one behind the other. There may be none, and replicas may have different
+                numbers of them.
+            loss: called once for each, on whole sequences, with outputs of all of its tokens.
+            metrics: what the losses emit; those of the replica's first process count.
+
+        Returns:
+            the sum of the loss's weights.
+
+        Raises:
+            CompileError: RG0503, for a loss that reads what the model's head does not say.
+        """
         ...
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients held, by parameter name."""
+        """The gradients held, by parameter name, to be changed in place.
+
+        Asked of engines only whose replicas are not `joined`.
+        """
         ...
 
     def optimizer_step(self, optimizer: AdamW, weight: float, metrics: Metrics) -> None:
-        """Divide the gradients by `weight`, clip, update, and hold none."""
+        """Divide the gradients by `weight`, clip, update, and hold none.
+
+        `weight` is that of all replicas, whose gradients are summed already. Where replicas are
+        `joined` it is the replica's own, and the engine sums gradients and weights first. A sum of
+        weights that is 0 divides by 1. Emits `train/grad_norm` (before clipping) and `train/lr`.
+
+        Raises:
+            CompileError: RG0605, for a gradient norm that is no finite number; nothing is changed.
+        """
         ...
 
-    def weights(self) -> dict[str, Tensor]:
-        """The parameters and buffers by name; not copies."""
-        ...
+    def shards(self) -> Iterator[Shard]:
+        """This process's parts of all weights, one after another.
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Overwrite weights in place and forget what was derived from the old ones."""
+        Together the processes of a replica give every element once; padding is left out, and tied
+        weights come under one name. A part is valid until the next is asked for, and no process
+        gathers more than one weight for it.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything that training needs to go on: weights, optimizer, counters."""
+        """Copies, on the CPU, of what this process needs to go on: weights, optimizer, counters."""
         ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave."""
+        """Restore what `state` gave in the same layout.
+
+        Raises:
+            CompileError: RG0604, for the state of another model or layout.
+        """
         ...
 
     def save(self, path: Path) -> None:
-        """Write a folder that transformers' `from_pretrained` loads."""
-        ...
+        """Write a folder that transformers' `from_pretrained` loads, tokenizer included.
 
-    def load(self) -> None:
-        """Bring weights and states onto the device."""
-        ...
-
-    def offload(self) -> None:
-        """Move weights and states off the device."""
+        Only the first process writes; the others hand it their parts, weight by weight.
+        """
         ...
 
 
-class EngineClass(Protocol):
-    """Makes engines."""
+class ActingEngine(Protocol):
+    """A small network that acts in environments, or a judge."""
 
-    capabilities: Capabilities
+    def act(self, observations: Observations, key: Key, version: int, *, greedy: bool) -> Actions:
+        """Choose an action in each environment; the most probable one, or the mean, if greedy."""
+        ...
 
-    def __call__(
-        self, model: ModelDef, *, seed: int, device: str, dtype: str, trainable: bool
-    ) -> Engine:
-        """Load a model; random weights depend on the seed and the model's name only."""
+    def step_values(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
+        """State values as in `StepValues`: packed, one more than the steps; and of `finals`."""
+        ...
+
+    def scores(self, texts: list[tuple[Prompt, str]]) -> Tensor:
+        """One number for each (prompt, response), `(n,)`; tokenized by this model's tokenizer."""
         ...
 
 
-def engine_names() -> list[str]:
-    """The engines that are registered."""
-    return sorted(point.name for point in entry_points(group="rlinf_graph.engines"))
-
-
-def runnable_axes() -> dict[str, tuple[str, ...]]:
-    """The engines that are registered here and load, with the axes they spread a model over."""
-    found: dict[str, tuple[str, ...]] = {}
-    for point in entry_points(group="rlinf_graph.engines"):
-        try:
-            found[point.name] = point.load().capabilities.parallel
-        except ImportError:
-            continue
-    return found
-
-
-def engine_class(name: str) -> EngineClass:
-    """The engine registered under a name (entry points of group `rlinf_graph.engines`).
-
-    Raises:
-        CompileError: RG0503, for a name that nothing registered.
-    """
-    known = {point.name: point for point in entry_points(group="rlinf_graph.engines")}
-    if name not in known:
-        raise fail("RG0503", f"there is no engine `{name}`", help=(suggest(name, known),))
-    return known[name].load()
+class Engine(RolloutEngine, TrainEngine, ActingEngine, Protocol):
+    """An engine that does everything. A node calls what its engine's capabilities promise."""

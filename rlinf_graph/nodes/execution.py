@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from rlinf_graph.dsl.env import Env, define_env
 from rlinf_graph.dsl.model import Frozen, Model, Served
 from rlinf_graph.ir.graph import ModelDef
-from rlinf_graph.nodes.engine import Engine, Key, engine_class
+from rlinf_graph.nodes.engine import Engine, Key
 from rlinf_graph.nodes.environment import Environments, environments_class
 from rlinf_graph.nodes.metric import Metrics, Reduction
+from rlinf_graph.nodes.registry import engine_class
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -150,7 +150,7 @@ def train(
             at = Position(here.iteration, rank=0, epoch=epoch, minibatch=index)
             rows = select.rows(at, count, ranks=1, seed=here.seed)
             cut = {name: packed.select(b, rows) for name, b in given.items() if b is not None}
-            weight = engine.accumulate(train_batch(cut), loss, here.metrics)
+            weight = engine.accumulate([train_batch(cut)], loss, here.metrics)
             engine.optimizer_step(optimizer, weight, here.metrics)
     return Weights(model=model.name or model.path, version=here.iteration + 1)
 

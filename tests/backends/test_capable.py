@@ -26,7 +26,7 @@ def test_tensor_parallelism_of_the_torch_engine_is_refused(backend: str, tmp_pat
     with pytest.raises(CompileError) as raised:
         run_compiled(ready, iterations=1, folder=tmp_path, backend=backend)
     messages = {d.message for d in raised.value.diagnostics if d.code == "RG0503" and d.span}
-    assert "engine `torch` cannot run `rollout policy` with tp 2" in messages
+    assert "engine `torch` cannot run `rollout policy` as planned: it cannot do tp 2" in messages
     assert len(messages) == len(raised.value.diagnostics)
     assert not list(tmp_path.iterdir())
 
@@ -40,7 +40,9 @@ def test_a_plan_for_an_engine_that_is_not_there_is_refused_and_run_makes_another
     absent = {n: s.model_copy(update={"engine": "nothing"}) for n, s in others.items()}
     changed = ready.plan.model_copy(update={"nodes": {**ready.plan.nodes, **absent}})
     given = compile_pipeline(pipeline, "2xH100", plan=changed)
-    with pytest.raises(CompileError, match="engine `nothing` of `rollout policy` is not installed"):
+    with pytest.raises(
+        CompileError, match="no engine `nothing`, which the plan names for `rollout policy`"
+    ):
         run_compiled(given, iterations=1, folder=tmp_path)
     able = compile_pipeline(pipeline, "2xcpu", runnable=True).plan
     assert {settings.engine for settings in able.nodes.values()} == {"torch"}
@@ -49,9 +51,9 @@ def test_a_plan_for_an_engine_that_is_not_there_is_refused_and_run_makes_another
 @pytest.mark.parametrize(
     ("layout", "change", "said"),
     [
-        ({"vp": 2}, {}, "vp 2"),
-        ({"dp": 2, "shard": "optimizer"}, {}, "optimizer 2"),
-        ({}, {"recompute": "selective"}, "selective recomputation"),
+        ({"vp": 2}, {}, "it cannot do vp 2"),
+        ({"dp": 2, "shard": "optimizer"}, {}, "it cannot do optimizer 2"),
+        ({}, {"recompute": "selective"}, "it cannot recompute selectively"),
     ],
 )
 def test_what_only_other_trainers_do_is_refused(
@@ -65,5 +67,5 @@ def test_what_only_other_trainers_do_is_refused(
         if name.startswith("train")
     }
     plan = ready.plan.model_copy(update={"nodes": {**ready.plan.nodes, **changed}})
-    with pytest.raises(CompileError, match=f"RG0503.*with {said}"):
-        check_engines(ready.graph, plan)
+    with pytest.raises(CompileError, match=f"RG0503.*as planned: {said}"):
+        check_engines(ready.graph, plan, ready.cluster)

@@ -152,7 +152,7 @@ class LocalMachine:
     def _publish(self, engine: Engine, model: str, version: int) -> None:
         """Keep a copy of the trained weights for those who read this version."""
         kept = self._snapshots[model]
-        kept[version] = [(name, value.detach().clone()) for name, value in engine.weights().items()]
+        kept[version] = [(shard.name, shard.values.clone()) for shard in engine.shards()]
         for old in self._kept.past(model, list(kept), version):
             del kept[old]
 

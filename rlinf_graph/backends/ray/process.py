@@ -168,8 +168,8 @@ class RankProcess:
     def _publish(self, model: str, version: int) -> None:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
         if self._number == 0:
-            weights = self._rank.trainer.weights().items()
-            reference = ray.put([(name, wire.to_array(value)) for name, value in weights])
+            weights = self._rank.trainer.shards()
+            reference = ray.put([(shard.name, wire.to_array(shard.values)) for shard in weights])
             self._line.tell("publish", model, version, [reference])
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rlinf_graph.dsl.model import SMALL
@@ -10,66 +9,76 @@ from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.work import Generate
-
-Axes = Mapping[str, tuple[str, ...]]
-"""Engine → the axes over which it can spread a model."""
+from rlinf_graph.nodes.capabilities import Capabilities, Support
+from rlinf_graph.nodes.installed import Usable
+from rlinf_graph.nodes.registry import capabilities_of, engine_names
 
 
 @dataclass(frozen=True)
 class Able:
-    """What a plan may ask of an engine.
+    """What a plan may ask of an engine on one kind of device.
 
     Attributes:
         name: of the engine.
-        kinds: of devices it works on.
-        samples: whether it generates text.
-        passes: whether it makes forward passes and trains.
-        small: whether it knows small networks.
-        axes: `dp`, `tp`, `pp`, `cp`, `ep`, `fsdp`; `optimizer` where data-parallel ranks always
-            share the optimizer's states.
+        support: what it can do there.
     """
 
     name: str
-    kinds: tuple[str, ...]
-    samples: bool
-    passes: bool
-    small: bool
-    axes: tuple[str, ...]
+    support: Support
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Over which it can spread a model."""
+        return self.support.axes
 
 
-ENGINES = (
-    Able("vllm", ("gpu",), True, False, False, ("dp", "tp", "pp", "ep")),
-    Able("megatron", ("gpu",), False, True, False, ("dp", "tp", "pp", "cp", "ep", "optimizer")),
-    Able("torch", ("gpu", "cpu"), True, True, True, ("dp", "fsdp")),
-)
-
-_OWN_CODE = Able("torch", ("gpu", "cpu"), False, True, False, ("dp",))
+_OWN_CODE = Able("torch", Support(axes=("dp",)))
 """A module of the user's: the node's own function runs it, once on each device."""
 
 
-def engines_of(graph: Graph, node: Node, kind: str, allowed: Axes | None) -> list[Able]:
-    """The engines that can do a node's work on a kind of device.
+def engines_of(
+    graph: Graph, node: Node, kind: str, allowed: Usable | None, pinned: str | None = None
+) -> list[Able]:
+    """The engines that can do a node's work on a kind of device; torch comes last.
 
     Args:
         graph: of the node.
         node: a device node.
         kind: `gpu` or `cpu`.
-        allowed: engines that are there, with their axes; None where any may be planned with.
+        allowed: engines that are there; None where any may be planned with.
+        pinned: the engine that a pin names.
     """
     if isinstance(node.work, Operations):
-        return [_OWN_CODE] if allowed is None or "torch" in allowed else []
+        return [_OWN_CODE] if allowed is None or ("torch", kind) in allowed else []
     model = next((m for m in graph.models if m.name == node.model), None)
     if model is None:
         return []
-    generates = isinstance(node.work, Generate)
-    chosen = dict(model.engines).get("train" if node.role is Role.TRAIN else "rollout", "")
+    named = pinned or chosen_engine(graph, node)
     small = model.path.startswith(SMALL)
     found: list[Able] = []
-    for able in ENGINES:
-        given = able.axes if allowed is None else allowed.get(able.name, ())
-        axes = tuple(axis for axis in able.axes if axis in given)
-        does = (able.samples if generates else able.passes) and (able.small or not small)
-        wanted = not chosen or chosen == able.name or not (generates or node.role is Role.TRAIN)
-        if kind in able.kinds and does and wanted and axes:
-            found.append(replace(able, axes=axes))
+    for name in sorted(engine_names(), key=lambda name: (name == "torch", name)):
+        does, support = capabilities_of(name), capabilities_of(name).kinds.get(kind)
+        if support is None or not _fits(does, node, model.head) or (small and not does.small):
+            continue
+        wanted = name == named if named else support.unasked
+        if wanted and (allowed is None or (name, kind) in allowed):
+            axes = support.axes + (support.planned if allowed is None else ())
+            found.append(Able(name, replace(support, axes=axes)))
     return found
+
+
+def chosen_engine(graph: Graph, node: Node) -> str:
+    """The engine that the user names for a node's model; empty where the compiler chooses.
+
+    Passes without gradients are not meant: any engine that knows the model may make them.
+    """
+    generates = isinstance(node.work, Generate)
+    if not generates and node.role is not Role.TRAIN:
+        return ""
+    engines = dict(graph.model(node.model or "").engines)
+    return engines.get("train" if node.role is Role.TRAIN else "rollout", "")
+
+
+def _fits(does: Capabilities, node: Node, head: str) -> bool:
+    task = "generate" if isinstance(node.work, Generate) else "forward"
+    return ("train" if node.role is Role.TRAIN else task) in does.tasks and head in does.heads

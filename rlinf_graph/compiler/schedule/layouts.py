@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from rlinf_graph.compiler.cost import CostModel, NodeCost
-from rlinf_graph.compiler.schedule.engines import Able, Axes, engines_of
+from rlinf_graph.compiler.cost.shapes import ModelShape
+from rlinf_graph.compiler.schedule.engines import Able, engines_of
 from rlinf_graph.compiler.schedule.memory import usable
 from rlinf_graph.compiler.schedule.pins import FREE, Pin
 from rlinf_graph.ir.cluster import Cluster, NodeGroup
@@ -19,6 +20,8 @@ from rlinf_graph.ir.node_type import Role, Unit
 from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Generate
+from rlinf_graph.nodes.capabilities import Layout, layout_refusal
+from rlinf_graph.nodes.installed import Usable
 
 GRAIN = 1e-3
 """Of a device's memory, by default."""
@@ -68,7 +71,7 @@ class Layouts:
     cluster: Cluster
     costs: CostModel
     pins: Mapping[str, Pin]
-    engines: Axes | None = None
+    engines: Usable | None = None
     grain: float = GRAIN
     _known: dict[tuple[str, str, int], list[Option]] = field(
         default_factory=dict[tuple[str, str, int], list[Option]]
@@ -112,7 +115,7 @@ class Layouts:
         pin = self.pins.get(name, FREE)
         given = {axis: getattr(pin, axis) or 1 for axis in ("tp", "pp", "cp", "dp", "ep")}
         for group in self.cluster.groups:
-            able = engines_of(self.graph, node, group.device.kind, self.engines)
+            able = self._engines(node, group)
             parallel = Parallel.model_validate(given)
             refused = self.costs.refusal(node, range(parallel.devices), NodePlan(parallel=parallel))
             lacking = [a for a, n in given.items() if n > 1 and not any(a in e.axes for e in able)]
@@ -150,12 +153,16 @@ class Layouts:
 
     def _all_settings(self, node: Node, group: NodeGroup, chunks: int) -> Iterator[NodePlan]:
         pin = self.pins.get(node.name, FREE)
-        for able in engines_of(self.graph, node, group.device.kind, self.engines):
+        for able in self._engines(node, group):
             if node.role is Role.TRAIN:
                 made = self._training(node, group, able)
             else:
                 made = self._streaming(node, group, able, chunks)
             yield from made if pin == FREE else filter(pin.allows, made)
+
+    def _engines(self, node: Node, group: NodeGroup) -> list[Able]:
+        pinned = self.pins.get(node.name, FREE).engine
+        return engines_of(self.graph, node, group.device.kind, self.engines, pinned)
 
     def _training(self, node: Node, group: NodeGroup, able: Able) -> Iterator[NodePlan]:
         minibatch = node.option("minibatch") or self.samples(node)
@@ -231,7 +238,15 @@ class Layouts:
                         if tp * pp * cp * dp > group.size or ("dp" not in able.axes and dp > 1):
                             continue
                         for ep in _degrees("ep", able, dp if shape.experts else 1, pin.ep):
-                            yield Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
+                            made = Parallel(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep)
+                            if not self._refusal(able, shape, made):
+                                yield made
+
+    @staticmethod
+    def _refusal(able: Able, shape: ModelShape, parallel: Parallel) -> str | None:
+        settings = NodePlan(parallel=parallel)
+        tied, mixture = bool(shape.tied), shape.experts > 0
+        return layout_refusal(able.support, Layout(settings, tied=tied, mixture=mixture))
 
     def _micro_batches(self, node: Node, most: int) -> list[int]:
         given = self.pins.get(node.name, FREE).micro_batch

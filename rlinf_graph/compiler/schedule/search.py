@@ -9,7 +9,6 @@ from functools import cached_property
 
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.schedule.conflict import conflict, smallest_conflict
-from rlinf_graph.compiler.schedule.engines import Axes
 from rlinf_graph.compiler.schedule.families import Infeasible
 from rlinf_graph.compiler.schedule.frontier import Budget, Priced, frontier
 from rlinf_graph.compiler.schedule.items import Items
@@ -24,6 +23,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Estimate, devices_of
+from rlinf_graph.nodes.installed import Usable
 
 SAME = 1e-9
 ATTEMPT_S = 1.0
@@ -118,7 +118,7 @@ class Search:
         limit_s: seconds after which the best so far is taken.
         pins: what is given, besides what the pipeline gives.
         grain: layouts that save less of a device's memory are not worth their time.
-        engines: that may be planned with, and their axes; None for all that are known.
+        engines: that may be planned with, by kind of device; None for all that are known.
     """
 
     graph: Graph
@@ -127,7 +127,7 @@ class Search:
     limit_s: float = 8.0
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
     grain: float = GRAIN
-    engines: Axes | None = None
+    engines: Usable | None = None
 
     def run(self) -> Found:
         """Search.

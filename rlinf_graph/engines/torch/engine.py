@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlinf_graph.engines.torch import acting, dialogs, forward, weights
+from rlinf_graph.engines.torch.capabilities import CAPABILITIES
 from rlinf_graph.engines.torch.device import device_of, dtype_of, moved
 from rlinf_graph.engines.torch.generation import generate
 from rlinf_graph.engines.torch.heads import Scalar
@@ -29,10 +30,12 @@ from rlinf_graph.ir.batches import (
 )
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import ModelDef
-from rlinf_graph.nodes.engine import Capabilities, Key, Outputs, Sampling, TrainBatch
+from rlinf_graph.nodes.capabilities import Capabilities
+from rlinf_graph.nodes.engine import Key, Outputs, Part, Sampling, Shard, TrainBatch
 from rlinf_graph.nodes.loss import Loss
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.optimizer import AdamW
+from rlinf_graph.nodes.registry import Member
 
 
 class TorchEngine:
@@ -50,20 +53,20 @@ class TorchEngine:
         CompileError: RG0503, for a model or a device that is not there.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        name="torch",
-        roles=("rollout", "forward", "train"),
-        parallel=("dp",),
-        sync=("copy", "broadcast"),
-        offload=True,
-        keyed_randomness=True,
-        packages=("torch", "transformers"),
-    )
+    capabilities: ClassVar[Capabilities] = CAPABILITIES
 
     def __init__(
-        self, model: ModelDef, *, seed: int, device: str, dtype: str, trainable: bool
+        self,
+        model: ModelDef,
+        *,
+        seed: int,
+        device: str,
+        dtype: str,
+        trainable: bool,
+        member: Member | None = None,  # noqa: ARG002  a model is whole on each device
     ) -> None:
         self.definition = model
+        self.version = 0
         self.device = device_of(model, device)
         named = dtype if dtype != "auto" else model.dtype
         self.dtype = dtype_of(named, self.device, small=is_small(model.path))
@@ -83,6 +86,23 @@ class TorchEngine:
                 cannot read.
         """
         return generate(self._language_model(), self._reader, prompts, sampling, key, version)
+
+    def stream(
+        self, prompts: Prompts, sampling: Sampling, key: Key, version: int
+    ) -> Iterator[Rollouts]:
+        """All responses in one part: a batch is decoded to its end."""
+        yield self.generate(prompts, sampling, key, version)
+
+    def abort(self) -> None:
+        """Nothing: a batch is decoded to its end."""
+
+    def resume(self, rollouts: Rollouts, sampling: Sampling, key: Key, version: int) -> Rollouts:  # noqa: ARG002  of the protocol
+        """Refuse: nothing was cut.
+
+        Raises:
+            CompileError: RG0503.
+        """
+        raise fail("RG0503", "the torch engine resumes no responses: it decodes them to their end")
 
     def act(self, observations: Observations, key: Key, version: int, *, greedy: bool) -> Actions:
         """Choose an action in each environment with keyed noise, or without any if greedy.
@@ -126,12 +146,15 @@ class TorchEngine:
         """Tokens of an answer, with the end token."""
         return self._reader.completion(text)
 
-    def accumulate(self, batch: TrainBatch, loss: Loss, metrics: Metrics) -> float:
-        """Add the gradients of the loss's sum to those held; the loss's weight.
+    def accumulate(self, batches: Sequence[TrainBatch], loss: Loss, metrics: Metrics) -> float:
+        """Add the gradients of the loss's sums to those held; the sum of its weights.
 
         Raises:
             CompileError: RG0503, for a loss that reads what the model's head does not say.
         """
+        return sum(self._accumulate(batch, loss, metrics) for batch in batches)
+
+    def _accumulate(self, batch: TrainBatch, loss: Loss, metrics: Metrics) -> float:
         acts = isinstance(batch.samples, Transitions)
         policy = "action" if acts else "lm"
         self._require(policy if loss.reads == "logprobs" else "value", small=acts)
@@ -160,7 +183,13 @@ class TorchEngine:
         """Parameters and stored buffers by name, not copies; tied ones under one name."""
         return weights.weights_of(self.model)
 
-    def load_weights(self, weights_: Iterable[tuple[str, Tensor]]) -> None:
+    def shards(self) -> Iterator[Shard]:
+        """All weights, each whole."""
+        for name, values in self.weights().items():
+            shape = tuple(values.shape)
+            yield Shard(name, shape, (0,) * len(shape), values)
+
+    def update_weights(self, weights_: Iterable[tuple[str, Tensor]], version: int = 0) -> None:
         """Overwrite weights in place; those not given stay.
 
         Raises:
@@ -169,6 +198,7 @@ class TorchEngine:
         weights.overwrite(self.model, self.definition.name, weights_)
         if self._training is not None:
             self._training.adopt()
+        self.version = version
 
     def state(self) -> dict[str, Any]:
         """Copies, on the CPU, of weights and optimizer states, and the steps made.
@@ -195,6 +225,16 @@ class TorchEngine:
         A small network's is a `config.json` and `model.safetensors`, which this engine loads.
         """
         weights.save(self.model, self._text, path)
+
+    def sleep(self, *parts: Part) -> None:
+        """Move weights to the CPU; no cache outlives what it was made for."""
+        if not parts or "weights" in parts:
+            self.offload()
+
+    def wake(self, *parts: Part) -> None:
+        """Bring weights onto the device."""
+        if not parts or "weights" in parts:
+            self.load()
 
     def load(self) -> None:
         """Bring weights and states onto the device."""

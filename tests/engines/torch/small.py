@@ -41,7 +41,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def livelier(engine: TorchEngine) -> TorchEngine:
     """Another policy than a new one, which is close to uniform."""
     given = {n: drawn(*w.shape, seed=i) for i, (n, w) in enumerate(engine.weights().items())}
-    engine.load_weights((n, w / 2) for n, w in given.items())
+    engine.update_weights((n, w / 2) for n, w in given.items())
     return engine
 
 

@@ -32,7 +32,7 @@ from tests.engines.torch.test_forward import Seen
 def test_logprobs_and_entropies_are_those_of_torch(action: Space) -> None:
     engine = livelier(network(action=action, trainable=True))
     samples, loss = transitions([4, 1, 6], action), Seen(entropy=True)
-    engine.accumulate(TrainBatch(samples), loss, Metrics())
+    engine.accumulate([TrainBatch(samples)], loss, Metrics())
     seen = samples.observations[[0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12]]
     expected = policy_of(engine, seen)
     assert loss.outputs.logprobs is not None
@@ -139,7 +139,7 @@ def test_values_along_steps() -> None:
 def test_values_in_training_are_those_of_states_in_which_was_acted() -> None:
     engine = livelier(network("value", name="critic", trainable=True))
     samples, loss = transitions([4, 1, 6]), Seen("values")
-    engine.accumulate(TrainBatch(samples), loss, Metrics())
+    engine.accumulate([TrainBatch(samples)], loss, Metrics())
     values, _ = engine.step_values(samples)
     assert loss.outputs.values is not None
     kept = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12]

@@ -47,7 +47,7 @@ def rollouts(make: Make, ask: Ask) -> Rollouts:
 def with_head(engine: TorchEngine) -> TorchEngine:
     draws = torch.Generator().manual_seed(3)
     head = torch.randn(1, 32, generator=draws, dtype=torch.float64)
-    engine.load_weights([("head.weight", head)])
+    engine.update_weights([("head.weight", head)])
     return engine
 
 
@@ -67,7 +67,7 @@ def test_values_belong_to_the_state_before_each_token(make: Make, rollouts: Roll
 
 def test_values_in_training_are_those_of_inference(make: Make, rollouts: Rollouts) -> None:
     engine, loss = with_head(make("value", name="critic", trainable=True)), Seen("values")
-    engine.accumulate(TrainBatch(rollouts), loss, Metrics())
+    engine.accumulate([TrainBatch(rollouts)], loss, Metrics())
     assert loss.outputs.values is not None
     kept = torch.ones(int(rollouts.lengths.sum()) + len(rollouts), dtype=torch.bool)
     kept[(rollouts.lengths + 1).cumsum(0) - 1] = False
@@ -81,7 +81,7 @@ def test_values_of_a_new_critic_are_zero(make: Make, rollouts: Rollouts) -> None
 
 def test_logprobs_and_entropy_in_training(make: Make, rollouts: Rollouts) -> None:
     engine, loss = make(trainable=True), Seen(entropy=True)
-    engine.accumulate(TrainBatch(rollouts), loss, Metrics())
+    engine.accumulate([TrainBatch(rollouts)], loss, Metrics())
     assert loss.outputs.logprobs is not None
     assert loss.outputs.entropy is not None
     found = loss.outputs.logprobs.detach()
@@ -101,7 +101,7 @@ def test_the_first_token_has_no_logprob(make: Make) -> None:
     both = torch.arange(2)
     examples = TokenExamples(index=both, group=both, lengths=torch.tensor([3, 2]), tokens=tokens,
                              mask=torch.ones(5, dtype=torch.bool))  # fmt: skip
-    engine.accumulate(TrainBatch(examples), loss, Metrics())
+    engine.accumulate([TrainBatch(examples)], loss, Metrics())
     assert loss.outputs.logprobs is not None
     assert [bool(value) for value in loss.outputs.logprobs] == [False, True, True, False, True]
 

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from rlinf_graph.engines.torch.engine import TorchEngine
 from rlinf_graph.ir.batches import Prompts
 from rlinf_graph.ir.diagnostic import CompileError
-from rlinf_graph.nodes.engine import Key, Sampling, engine_class
+from rlinf_graph.nodes.engine import Key, Sampling
+from rlinf_graph.nodes.registry import engine_class
 from tests.engines.torch.conftest import write_model
 
 Make = Callable[..., TorchEngine]
@@ -72,7 +73,7 @@ def test_a_saved_model_is_one_of_transformers(
 @pytest.mark.parametrize("head", ["value", "score"])
 def test_a_saved_head_is_loaded_again(make: Make, tmp_path: Path, head: str) -> None:
     engine = make(head)
-    engine.load_weights([("head.weight", torch.rand(1, 32))])
+    engine.update_weights([("head.weight", torch.rand(1, 32))])
     engine.save(tmp_path / "to")
     assert equal(make(head, path=tmp_path / "to", weights="pretrained"), engine)
     backbone = AutoModel.from_pretrained(tmp_path / "to", dtype=torch.float64)
@@ -93,7 +94,7 @@ def test_a_critic_begins_from_a_language_model(make: Make, tmp_path: Path) -> No
 def test_weights_are_copied_in_place(make: Make) -> None:
     engine, other = make(), make(seed=1)
     pointers = {n: w.data_ptr() for n, w in engine.weights().items()}
-    engine.load_weights((n, w.float()) for n, w in other.weights().items())
+    engine.update_weights((n, w.float()) for n, w in other.weights().items())
     assert equal(engine, other)
     assert {n: w.data_ptr() for n, w in engine.weights().items()} == pointers
 
@@ -101,17 +102,17 @@ def test_weights_are_copied_in_place(make: Make) -> None:
 def test_tied_weights_may_come_under_either_name(make: Make, tmp_path: Path) -> None:
     engine = make(path=write_model(tmp_path / "from", tie_word_embeddings=True))
     new = torch.rand(20, 32, dtype=torch.float64)
-    engine.load_weights([("lm_head.weight", new)])
+    engine.update_weights([("lm_head.weight", new)])
     assert torch.equal(engine.weights()["model.embed_tokens.weight"], new)
 
 
 def test_wrong_weights_are_refused(make: Make) -> None:
     engine = make()
     with pytest.raises(CompileError, match=r"RG0604.*no weight `lm_haed.weight`") as unknown:
-        engine.load_weights([("lm_haed.weight", torch.zeros(20, 32))])
+        engine.update_weights([("lm_haed.weight", torch.zeros(20, 32))])
     assert "did you mean `lm_head.weight`?" in str(unknown.value)
     with pytest.raises(CompileError, match=r"RG0604.*has shape 20×32, not 21×32"):
-        engine.load_weights([("lm_head.weight", torch.zeros(21, 32))])
+        engine.update_weights([("lm_head.weight", torch.zeros(21, 32))])
     trained = make(trainable=True)
     state = trained.state()
     del state["weights"]["model.norm.weight"]

@@ -111,7 +111,7 @@ def test_training_goes_on_from_its_state() -> None:
     batch = TrainBatch(transitions([4, 8]), advantages=drawn(12, seed=7))
 
     def go(engine: TorchEngine) -> None:
-        weight = engine.accumulate(batch, PPOLoss(), Metrics())
+        weight = engine.accumulate([batch], PPOLoss(), Metrics())
         engine.optimizer_step(AdamW(lr=0.01), weight, Metrics())
 
     go(engine)
@@ -152,8 +152,8 @@ def test_what_a_network_cannot_do_is_refused(tmp_path: Path) -> None:
     assert "has head `value`; this needs `action`" in refused(
         lambda: critic.act(nothing, Key(0, "a", 0), 0, greedy=True)
     )
-    assert "needs `value`" in refused(lambda: policy.accumulate(samples, ValueLoss(), Metrics()))
-    assert "needs `action`" in refused(lambda: critic.accumulate(samples, PPOLoss(), Metrics()))
+    assert "needs `value`" in refused(lambda: policy.accumulate([samples], ValueLoss(), Metrics()))
+    assert "needs `action`" in refused(lambda: critic.accumulate([samples], PPOLoss(), Metrics()))
 
 
 def test_a_model_of_transformers_does_not_act(make: Callable[..., TorchEngine]) -> None:
@@ -163,7 +163,7 @@ def test_a_model_of_transformers_does_not_act(make: Callable[..., TorchEngine]) 
     assert "is a model of transformers with head `lm`; this needs a small network" in said
     batch = TrainBatch(transitions([2]), advantages=torch.zeros(2))
     assert "needs a small network" in refused(
-        lambda: engine.accumulate(batch, PPOLoss(), Metrics())
+        lambda: engine.accumulate([batch], PPOLoss(), Metrics())
     )
 
 

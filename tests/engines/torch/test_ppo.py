@@ -55,7 +55,7 @@ def trained_on(theirs: BaseAlgorithm, head: str) -> tuple[TorchEngine, dict[str,
              for kind in ("weight", "bias")}  # fmt: skip
     if "log_std" in engine.weights():
         named["log_std"] = policy.log_std
-    engine.load_weights((n, p.detach()) for n, p in named.items())
+    engine.update_weights((n, p.detach()) for n, p in named.items())
     return engine, named
 
 
@@ -85,8 +85,8 @@ def test_ppo_is_that_of_stable_baselines(env: str, entropy: float) -> None:
     batch = TrainBatch(samples, advantages=data.advantages, returns=data.returns)
     metrics = Metrics()
     loss = PPOLoss(clip=0.05, entropy_bonus=entropy)
-    weight = policy.accumulate(batch, loss, metrics)
-    assert critic.accumulate(batch, ValueLoss(clip=None), metrics) == weight == 64
+    weight = policy.accumulate([batch], loss, metrics)
+    assert critic.accumulate([batch], ValueLoss(clip=None), metrics) == weight == 64
     theirs.train()
     said, made = theirs.logger.name_to_value, metrics.values()
     whole = said["train/policy_gradient_loss"] + entropy * said["train/entropy_loss"]

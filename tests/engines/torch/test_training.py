@@ -43,7 +43,7 @@ def fill(engine: TorchEngine, rollouts: Rollouts, pieces: int) -> float:
     each = len(rollouts) // pieces
     return sum(
         engine.accumulate(
-            train_batch(packed.select(rollouts, range(i * each, (i + 1) * each))), loss, Metrics()
+            [train_batch(packed.select(rollouts, range(i * each, (i + 1) * each)))], loss, Metrics()
         )
         for i in range(pieces)
     )
@@ -55,7 +55,7 @@ def test_gradients_do_not_depend_on_the_cut(make: Make, rollouts: Rollouts, head
     for pieces in (1, 2, 8):
         engine = make(head, trainable=True)
         if head == "value":
-            engine.load_weights([("head.weight", torch.full((1, 32), 0.1, dtype=torch.float64))])
+            engine.update_weights([("head.weight", torch.full((1, 32), 0.1, dtype=torch.float64))])
         weight = fill(engine, rollouts, pieces)
         found.append((weight, {n: g.clone() for n, g in engine.gradients().items()}))
     whole, gradients = found[0]
@@ -136,7 +136,7 @@ def test_a_rank_without_samples_has_gradients_of_zero(make: Make) -> None:
 def test_no_samples_have_no_gradient(make: Make, rollouts: Rollouts, head: str) -> None:
     engine = make(head, trainable=True)
     loss = LOSS if head == "lm" else ValueLoss()
-    assert engine.accumulate(train_batch_of_none(rollouts), loss, Metrics()) == 0
+    assert engine.accumulate([train_batch_of_none(rollouts)], loss, Metrics()) == 0
     assert not any(g.any() for g in engine.gradients().values())
 
 
@@ -165,13 +165,13 @@ def test_training_goes_on_from_a_state(make: Make, rollouts: Rollouts) -> None:
 
 def test_bfloat16_trains_in_float32(make: Make, rollouts: Rollouts) -> None:
     engine, exact = (make(dtype=d, trainable=True) for d in ("bfloat16", "float32"))
-    exact.load_weights(engine.weights().items())
+    exact.update_weights(engine.weights().items())
     narrow = replace(rollouts, logprobs=rollouts.logprobs.float())
     for trained in (engine, exact):
         assert all(g.dtype == torch.float32 for g in trained.gradients().values())
         for _ in range(12):
             batch = replace(train_batch(narrow), reference=None)
-            trained.accumulate(batch, GRPOLoss(clip=100.0), Metrics())
+            trained.accumulate([batch], GRPOLoss(clip=100.0), Metrics())
             trained.optimizer_step(AdamW(lr=1e-5), 100.0, Metrics())
     key = "model.layers.0.mlp.up_proj.weight"
     start = make(dtype="bfloat16").weights()[key].float()
@@ -184,7 +184,7 @@ def test_bfloat16_trains_in_float32(make: Make, rollouts: Rollouts) -> None:
 
 def test_new_weights_become_masters(make: Make) -> None:
     engine = make(dtype="bfloat16", trainable=True)
-    engine.load_weights(make(dtype="bfloat16", seed=1).weights().items())
+    engine.update_weights(make(dtype="bfloat16", seed=1).weights().items())
     engine.optimizer_step(AdamW(lr=0.0), 1.0, Metrics())
     expected = make(dtype="bfloat16", seed=1).weights()
     assert all(torch.equal(w, expected[n]) for n, w in engine.weights().items())
@@ -202,7 +202,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(make: Make, rollouts: Rollou
 
 def test_a_loss_that_reads_another_head_is_refused(make: Make, rollouts: Rollouts) -> None:
     with pytest.raises(CompileError, match=r"RG0503.*has head `lm`; this needs `value`"):
-        make(trainable=True).accumulate(train_batch(rollouts), ValueLoss(), Metrics())
+        make(trainable=True).accumulate([train_batch(rollouts)], ValueLoss(), Metrics())
 
 
 def test_offloading_keeps_everything(make: Make, rollouts: Rollouts) -> None:
