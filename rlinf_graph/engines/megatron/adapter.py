@@ -5,6 +5,8 @@ On a CPU, Megatron's modules see a torch whose current CUDA device is the CPU: t
 process sees it. Attention and norms are torch's: they take packed sequences, any device and any
 parallelism, and need no further package.
 """
+# Megatron-core may be missing, and its modules are changed here in ways that their types forbid.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlinf_graph.engines.megatron.architecture import Architecture
@@ -128,6 +131,27 @@ def join(parallel: Parallel, device: torch.device) -> ProcessGroupCollection:
     return groups
 
 
+@cache
+def replica_of(size: int) -> dist.ProcessGroup:
+    """The `size` processes that hold a model together, of which this is one; made by all."""
+    firsts = range(0, dist.get_world_size(), size)
+    groups = [dist.new_group(list(range(first, first + size))) for first in firsts]
+    mine = groups[dist.get_rank() // size]
+    assert isinstance(mine, dist.ProcessGroup)
+    return mine
+
+
+def leave() -> None:
+    """Forget Megatron's process groups and those of replicas, so that others can be made."""
+    parallel_state.destroy_model_parallel()
+    replica_of.cache_clear()
+
+
+def release() -> None:
+    """Free what Megatron keeps on the device between calls."""
+    parallel_state.get_global_memory_buffer().buffer.clear()
+
+
 def _use_host() -> None:
     host = _Host()
     for name in ON_CUDA:
@@ -152,9 +176,7 @@ def _sizes_to_host(
 class Norm(nn.RMSNorm):
     """Megatron's norms are torch's too, but refuse sequence parallelism."""
 
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any
-    ) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  as Megatron marks parameters
 
@@ -174,7 +196,7 @@ def build(
     first, last = stage_of(groups)
     return GPTModel(
         config,
-        _layers(made, config, groups),
+        _layers(made, groups),
         vocab_size=padded_vocabulary(made.vocabulary, parallel.tp),
         max_sequence_length=0,
         pre_process=first,
@@ -257,9 +279,7 @@ def _config(
     )
 
 
-def _layers(
-    made: Architecture, config: TransformerConfig, groups: ProcessGroupCollection
-) -> TransformerBlockSubmodules:
+def _layers(made: Architecture, groups: ProcessGroupCollection) -> TransformerBlockSubmodules:
     count = made.layers // groups.pp.size()
     first = groups.pp.rank() * count
     specs: list[Any] = []

@@ -84,8 +84,12 @@ def architecture_of(config: PretrainedConfig, model: ModelDef) -> Architecture:
         (given.hidden_act != "silu", f"the activation {given.hidden_act}"),
     ):  # fmt: skip
         if refused:
-            raise fail("RG0503", f"the megatron engine has no {what}, which `{model.name}` needs",
-                       model.span, help=('train it with the torch engine: train="torch"',))  # fmt: skip
+            raise fail(
+                "RG0503",
+                f"the megatron engine has no {what}, which `{model.name}` needs",
+                model.span,
+                help=('train it with the torch engine: train="torch"',),
+            )
     mixture = family == "qwen3_moe"
     return Architecture(
         head=model.head,

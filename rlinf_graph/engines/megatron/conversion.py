@@ -91,6 +91,26 @@ def pieces(parameter: str, made: Architecture, place: Place) -> tuple[Piece, ...
     raise KeyError(parameter)
 
 
+def weights_of(made: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight of transformers, by its name in a checkpoint."""
+    names = ["embedding.word_embeddings.weight", "decoder.final_layernorm.weight"]
+    if not made.tied:
+        names.append("output_layer.weight")
+    for layer, sparse in enumerate(made.sparse):
+        attention = ["linear_qkv.weight", "linear_proj.weight"]
+        attention += ["linear_qkv.bias"] if made.qkv_bias else []
+        attention += ["q_layernorm.weight", "k_layernorm.weight"] if made.qk_norm else []
+        parts = ["mlp."]
+        rest = ["input_layernorm.weight", "pre_mlp_layernorm.weight"]
+        if sparse:
+            parts = [f"mlp.experts.local_experts.{expert}." for expert in range(made.experts)]
+            rest.append("mlp.router.weight")
+        rest += [f"self_attention.{name}" for name in attention]
+        rest += [f"{part}linear_fc{n}.weight" for part in parts for n in (1, 2)]
+        names += [f"decoder.layers.{layer}.{name}" for name in rest]
+    return {p.name: p.shape for name in names for p in pieces(name, made, Place())}
+
+
 def backbone(made: Architecture) -> str:
     """What the names of the layers' weights begin with."""
     return "model." if made.head == "lm" else "backbone."

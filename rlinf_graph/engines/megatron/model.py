@@ -51,8 +51,9 @@ class Part:
     ) -> None:
         self.made, self.parallel, self.dtype, self.device = made, parallel, dtype, device
         self.groups = adapter.join(parallel, device)
+        self.replica = adapter.replica_of(parallel.tp * parallel.cp * parallel.pp)
         self.first, self.last = adapter.stage_of(self.groups)
-        self.module = adapter.build(made, parallel, self.groups, dtype, recompute)
+        self.module: Any = adapter.build(made, parallel, self.groups, dtype, recompute)
         self._rows: Tensor | None = None
         if self.last:
             self._top()

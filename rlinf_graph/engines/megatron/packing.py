@@ -91,6 +91,4 @@ def row(samples: Rollouts | TokenExamples, *, tp: int, cp: int, rank: int) -> Ro
     wanted = (samples.mask & ~firsts).nonzero()[:, 0]
     after = stored[places[wanted] - 1] - rank * len(mine)
     here = (after >= 0) & (after < len(mine))
-    return Row(
-        whole[mine], rounded, places, stored, firsts, wanted, after[here], wanted[here]
-    )
+    return Row(whole[mine], rounded, places, stored, firsts, wanted, after[here], wanted[here])
