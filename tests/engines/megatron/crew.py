@@ -6,6 +6,7 @@ Each piece of work is done by as many as it asks for, in a torch.distributed wor
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -16,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any
 
-START_SECONDS = 240
-WORK_SECONDS = 120
+START_SECONDS = 400
+WORK_SECONDS = 240
 
 
 class Crew:
@@ -94,10 +95,12 @@ def serve(pipe: Connection) -> None:
         here = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in here.items()})
         pipe.send_bytes(pickle.dumps(("done", True)))
+        faulthandler.dump_traceback_later(WORK_SECONDS - 10)
         try:
             answer = "done", work(*args)
         except BaseException:
             answer = "failed", traceback.format_exc()
+        faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(pickle.dumps(answer))
         adapter.leave()
         if dist.is_initialized():
