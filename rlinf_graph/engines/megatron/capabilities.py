@@ -5,15 +5,15 @@ from dataclasses import replace
 from rlinf_graph.nodes.capabilities import Capabilities, Support
 
 GPU = Support(
-    axes=("dp", "tp", "pp", "cp", "ep", "optimizer"),
+    axes=("dp", "tp", "pp", "cp", "optimizer"),
+    planned=("vp", "ep"),
     packages=("megatron-core==0.16.1",),
     install='pip install "rlinf-graph[megatron]"',
-    apart=(("ep", "dp"),),
     dtypes=("float32", "bfloat16"),
     offload=("weights", "optimizer"),
     notes=(
         "with tp, tokens are spread over it between attention and feed-forward layers",
-        "ep is 1 or cp: replicas are called one by one, so experts cannot be spread over dp",
+        "ep is not run: replicas are called one by one, and each has to hold all experts",
         "with `optimizer`, replicas share master weights and optimizer states (ZeRO stage 1)",
     ),
 )

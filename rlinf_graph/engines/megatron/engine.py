@@ -160,7 +160,7 @@ class MegatronEngine:
     def state(self) -> dict[str, Any]:
         """Copies, on the CPU, of this process's weights and optimizer states, and the steps made.
 
-        By the names of transformers, with their places in the whole weights: `Saved`.
+        By the names of transformers, with their places in the whole weights.
         """
         training = self._trained()
         kept = {kind: self._weights.cut(held) for kind, held in training.tensors().items()}

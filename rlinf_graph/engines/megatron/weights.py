@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,13 +19,9 @@ from rlinf_graph.nodes.engine import Shard
 Sizes = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A rectangle of a weight, or of what an optimizer keeps for it; as in `Shard`, and a copy."""
-
-    shape: tuple[int, ...]
-    offsets: tuple[int, ...]
-    values: Tensor
+Saved = dict[str, Any]
+"""A rectangle of a weight, or of what an optimizer keeps for it: `shape`, `offsets` and `values` as
+in `Shard`. Plain data, which processes without Megatron can hold."""
 
 
 class Weights:
@@ -132,7 +128,11 @@ class Weights:
     def cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Saved]:
         """Copies, on the CPU, of tensors shaped as parameters, by names of transformers."""
         return {
-            piece.name: Saved(piece.shape, piece.offsets, piece.read(held.detach()).cpu().clone())
+            piece.name: {
+                "shape": piece.shape,
+                "offsets": piece.offsets,
+                "values": piece.read(held.detach()).to("cpu", copy=True),
+            }
             for name, held in tensors.items()
             for piece in self._pieces[name]
         }
@@ -148,16 +148,19 @@ class Weights:
         made: dict[str, Tensor] = {}
         for name in names:
             held = [saved.get(piece.name) for piece in self._pieces[name]]
-            dtype = next((each.values.dtype for each in held if each), torch.float32)
+            dtype = next((each["values"].dtype for each in held if each), torch.float32)
             made[name] = torch.zeros(self._params[name].shape, dtype=dtype)
             for piece, each in zip(self._pieces[name], held, strict=True):
-                here = piece.shape, piece.offsets, piece.size
-                if each is None or (each.shape, each.offsets, tuple(each.values.shape)) != here:
+                if each is None or _place(each) != (piece.shape, piece.offsets, piece.size):
                     raise fail(
                         "RG0604",
                         f"the saved {what} of `{self._name}` lack this process's part of "
                         f"`{piece.name}`",
                         help=("resume with the model and the layout that the state is of",),
                     )
-                piece.write(made[name], each.values)
+                piece.write(made[name], each["values"])
         return made
+
+
+def _place(saved: Saved) -> tuple[Sizes, Sizes, Sizes]:
+    return tuple(saved["shape"]), tuple(saved["offsets"]), tuple(saved["values"].shape)

@@ -61,7 +61,7 @@ def test_training_is_that_of_the_torch_engine(
 ) -> None:
     head = options.get("head", "lm")
     path = model(family) if head == "lm" else with_head(model(family), tmp_path / "critic")
-    expected = Expected(path, head, tmp_path / "trained")
+    expected = Expected(path, head)
     world = 1
     for axis, degree in parallel.items():
         world *= degree if axis in ("tp", "pp", "cp", "dp") else 1
@@ -89,14 +89,13 @@ def test_training_is_that_of_the_torch_engine(
 class Expected:
     """What the torch engine says and learns, by the names of checkpoints."""
 
-    def __init__(self, path: Path, head: str, out: Path) -> None:
-        engine = TorchEngine(small.definition(path, head), seed=0, device="cpu",
-                             dtype="float32", trainable=True)  # fmt: skip
-        self._engine, self._head = engine, head
+    def __init__(self, path: Path, head: str, dtype: str = "float32") -> None:
+        engine = TorchEngine(small.definition(path, head), seed=0, device="cpu", dtype=dtype,
+                             trainable=True)  # fmt: skip
         self._said = {
             rows: engine.logprobs(picked) if head == "lm" else engine.values(picked)
             for rows in (range(8), range(0, 8, 2), range(1, 8, 2))
-            if (picked := packed.select(small.rollouts(), rows))
+            for picked in [packed.select(small.rollouts(), rows)]
         }
         for step in range(STEPS):
             metrics = Metrics()

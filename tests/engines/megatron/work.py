@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rlinf_graph.engines.megatron.engine import MegatronEngine
 from rlinf_graph.ir import packed
+from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.nodes.engine import Shard
 from rlinf_graph.nodes.metric import Metrics
@@ -23,6 +23,9 @@ from tests.engines.megatron.small import (
     rollouts,
 )
 
+if TYPE_CHECKING:
+    from rlinf_graph.engines.megatron.engine import MegatronEngine
+
 
 def make(
     path: Path,
@@ -32,6 +35,8 @@ def make(
     trainable: bool = True,
     recompute: bool = False,
 ) -> MegatronEngine:
+    from rlinf_graph.engines.megatron.engine import MegatronEngine  # not where it is missing
+
     settings = NodePlan(engine="megatron", parallel=Parallel(**parallel), recompute=recompute)
     member = Member(int(os.environ["RANK"]), settings)
     return MegatronEngine(
@@ -96,12 +101,13 @@ def summed_gradients(engine: MegatronEngine) -> list[Shard]:
 def save(path: Path, parallel: dict[str, Any], options: dict[str, Any], out: Path) -> list[Shard]:
     """Load a checkpoint, write it again, and give this process's shards."""
     engine = make(path, parallel, trainable=False, **options)
-    engine.save(out)
+    replica = int(os.environ["RANK"]) * engine._part.parallel.dp // int(os.environ["WORLD_SIZE"])
+    engine.save(out.with_name(f"{out.name}-{replica}"))
     return [Shard(s.name, s.shape, s.offsets, s.values.clone()) for s in engine.shards()]
 
 
-def resume(path: Path, parallel: dict[str, Any], options: dict[str, Any]) -> float:
-    """The greatest difference that a state and a way over the host make, of two more steps."""
+def resume(path: Path, parallel: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What a state and a way over the host lose, of two more steps; and what a wrong one says."""
     replicas = Parallel(**parallel).dp
     dp = int(os.environ["RANK"]) * replicas // int(os.environ["WORLD_SIZE"])
 
@@ -113,16 +119,28 @@ def resume(path: Path, parallel: dict[str, Any], options: dict[str, Any]) -> flo
         return {s.name: s.values.clone() for s in engine.shards()}
 
     one, other = make(path, parallel, **options), make(path, parallel, **options)
-    advance(one, 0)
+    before = advance(one, 0)
     state = one.state()
     expected = advance(one, 2)
+    wrong = {**state, "weights": dict(list(state["weights"].items())[1:])}
+    refusal = ""
+    try:
+        other.load_state(wrong)
+    except CompileError as error:
+        refusal = str(error)
     other.load_state(state)
     other.offload()
     other.load()
     found = advance(other, 2)
-    return max(
-        (float((found[n].float() - w.float()).abs().max()) for n, w in expected.items()), default=0
-    )
+    return {
+        "lost": max(apart(found[name], w) for name, w in expected.items()),
+        "moved": max(apart(before[name], w) for name, w in expected.items()),
+        "refusal": refusal,
+    }
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).abs().max())
 
 
 def update(path: Path, parallel: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
@@ -135,12 +153,8 @@ def update(path: Path, parallel: dict[str, Any], weights: dict[str, Tensor]) -> 
 
 def said(path: Path, parallel: dict[str, Any], options: dict[str, Any]) -> str:
     """The diagnostic of an engine that is refused."""
-    from rlinf_graph.ir.diagnostic import CompileError
-
     try:
         make(path, parallel, **options)
     except CompileError as error:
         return str(error)
     return "nothing"
-
-
