@@ -13,13 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 LOCK := requirements/$(DEVICE).txt
 LOCKED := $(VENV)/.locked-$(DEVICE)
 READY := $(VENV)/.ready
+MEGATRON := .megatron
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo agent test plans soak cost lint setup lock clean
+.PHONY: help demo agent test test-engines plans soak cost lint setup lock clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 	@printf '\n  PYTHON=python3.12     the interpreter for .venv (3.11 or newer)\n'
 	@printf '  DEVICE=gpu            install the CUDA build of torch (default: cpu)\n'
 	@printf '  TORCH_INDEX=URL       another index for the CPU build of torch\n'
@@ -37,6 +38,11 @@ test: $(READY)  ## everything that must pass: linter, formatter, type checker, t
 	$(BIN)/pyright || failed="$$failed pyright"; \
 	$(BIN)/pytest || failed="$$failed pytest"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+# Megatron-core needs nothing that the lock does not have: a folder beside .venv is enough, and the
+# other tests go on without it.
+test-engines: $(READY) $(MEGATRON)/.ready  ## the tests of Megatron-core, which this installs (minutes)
+	@PYTHONPATH=$(CURDIR)/$(MEGATRON) $(BIN)/pytest -m engines tests/engines/megatron
 
 plans: $(READY)  ## run plans from all over the space on Ray (minutes)
 	@$(BIN)/pytest -m slow
@@ -83,4 +89,8 @@ $(LOCKED): $(LOCK)
 
 $(READY): $(LOCKED) pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(MEGATRON)/.ready: requirements/megatron.txt $(LOCKED)
+	@$(PIP) install --no-deps --upgrade --target $(MEGATRON) -r $<
 	@touch $@
