@@ -154,7 +154,8 @@ def gone_on(rollouts: Rollouts, answers: list[Answer], text: Text) -> Rollouts:
 def _said(answers: list[Answer], text: Text) -> dict[str, Any]:
     """The fields of `Rollouts` that tell what the policy said."""
 
-    lengths = torch.tensor([n for a in answers for n in (len(a.told), len(a.tokens))])
+    pairs = [n for a in answers for n in (len(a.told), len(a.tokens))]
+    lengths = torch.tensor(pairs, dtype=torch.int64)
     own = torch.tensor([False, True]).repeat(len(answers)).repeat_interleave(lengths)
     logprobs, versions = torch.zeros(len(own)), torch.full((len(own),), -1)
     logprobs[own] = torch.tensor([v for a in answers for v in a.logprobs], dtype=torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Weights:
         self._layers: dict[str, set[str]] = {}
         for weight in self._shapes:
             self._layers.setdefault(_layer(weight), set()).add(weight)
+        self._came: set[str] = set()
         self.torn = False
 
     def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -47,6 +49,7 @@ class Weights:
             CompileError: RG0604, for a name that the model does not have, another shape, and a
                 layer that comes in part. The engine samples again after a complete update.
         """
+        self._came.clear()
         stream, self.torn = self._checked(weights, everything=self.torn), True
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
@@ -54,7 +57,7 @@ class Weights:
             self._engine.collective_rpc(_close_reload)
             raise
         if self._device.type == "cpu":
-            self._engine.apply_model(_pack_again)
+            self._engine.apply_model(partial(_pack_again, frozenset(self._came)))
         self.torn = False
 
     def _checked(
@@ -73,6 +76,7 @@ class Weights:
                 message = f"weight `{name}` of `{self._name}` has shape {held}, not {given}"
                 same = "give weights of a model of the same configuration"
                 raise fail("RG0604", message, help=(same,))
+            self._came.add(_layer(name))
             missing.setdefault(_layer(name), set(self._layers[_layer(name)])).discard(name)
             yield name, value.detach().to(self._device, copy=True)
         absent = sorted(name for names in missing.values() for name in names)
@@ -114,12 +118,17 @@ def _close_reload(worker: Any) -> None:
         finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
 
 
-def _pack_again(model: Any) -> None:
-    """Refresh copies of weights that vLLM 0.32 makes for its CPU kernels and forgets on reload.
+def _pack_again(layers: frozenset[str], model: Any) -> None:
+    """Do what vLLM 0.32 leaves out on CPUs, whose kernels read packed copies of weights.
 
-    It multiplies by a packed copy of the output embedding. Where that is tied to the input
-    embedding it has no weight of its own to be loaded, so the copy stays as it was.
+    Tied output embeddings have no weight of their own to be loaded, so their packed copy stays as
+    it was. Experts are packed by the first `process_weights_after_loading` only: those that come
+    again are not. `layers` are the decoder layers that came.
     """
-    for layer in model.modules():
-        if hasattr(layer, "cpu_linear") and layer.weight.numel():
-            layer.quant_method.process_weights_after_loading(layer)
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if hasattr(module, "cpu_linear") and module.weight.numel():
+            method.process_weights_after_loading(module)
+        kernel = getattr(method, "moe_kernel", None)
+        if kernel is not None and _layer(f"{name}.") in layers:
+            kernel.fused_experts.process_weights_after_loading(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,20 @@ def make(folder: Path, made: dict[str, VllmEngine]) -> Make:
         return made[repr(settings)]
 
     return engine
+
+
+@pytest.fixture
+def engine(make: Make, folder: Path) -> VllmEngine:
+    """The shared engine, with the weights that are in `folder`."""
+    made = make()
+    made.update_weights(read_model(folder).named_parameters())
+    return made
+
+
+@pytest.fixture
+def path(folder: Path, tmp_path: Path) -> Path:
+    """A copy of `folder`, to write new weights into."""
+    return Path(shutil.copytree(folder, tmp_path / "model"))
 
 
 @pytest.fixture

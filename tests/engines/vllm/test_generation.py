@@ -1,16 +1,22 @@
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from rlinf_graph.engines.torch.engine import TorchEngine
 from rlinf_graph.engines.torch.sampling import distribution
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batches import Rollouts
 from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.nodes.engine import Key, Sampling
+from tests.engines.torch.conftest import write_model
 from tests.engines.vllm.conftest import (
     KEY,
+    SIZES,
     TEXTS,
     Ask,
     Make,
@@ -20,14 +26,11 @@ from tests.engines.vllm.conftest import (
     scored,
 )
 
+if TYPE_CHECKING:
+    from rlinf_graph.engines.vllm.engine import VllmEngine
+
 SAMPLING = Sampling(samples=3, max_tokens=12)
 CLOSE = 1e-4
-
-
-@pytest.fixture(autouse=True)
-def reread(make: Make, folder: Path) -> None:
-    """The shared engine has the weights that are in its folder."""
-    make().update_weights(read_model(folder).named_parameters())
 
 
 def same(a: Rollouts, b: Rollouts) -> None:
@@ -37,8 +40,8 @@ def same(a: Rollouts, b: Rollouts) -> None:
     torch.testing.assert_close(a.logprobs, b.logprobs, rtol=0, atol=CLOSE)
 
 
-def test_fields_of_rollouts(make: Make, ask: Ask) -> None:
-    made = make().generate(ask(*TEXTS, first=10), SAMPLING, KEY, version=4)
+def test_fields_of_rollouts(engine: VllmEngine, ask: Ask) -> None:
+    made = engine.generate(ask(*TEXTS, first=10), SAMPLING, KEY, version=4)
     count = len(TEXTS) * 3
     assert made.index.tolist() == list(range(30, 30 + count))
     assert made.group.tolist() == [10 + i // 3 for i in range(count)]
@@ -61,19 +64,19 @@ def test_fields_of_rollouts(make: Make, ask: Ask) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_a_fresh_forward(
-    make: Make, ask: Ask, folder: Path, temperature: float
+    engine: VllmEngine, ask: Ask, folder: Path, temperature: float
 ) -> None:
     sampling = Sampling(samples=4, max_tokens=40, temperature=temperature)
-    made = make().generate(ask(*TEXTS), sampling, KEY, 0)
+    made = engine.generate(ask(*TEXTS), sampling, KEY, 0)
     assert made.temperature.unique().tolist() == [temperature]
     assert difference(read_model(folder), made) < CLOSE
 
 
 def test_truncated_logprobs_are_of_the_truncated_distribution(
-    make: Make, ask: Ask, folder: Path
+    engine: VllmEngine, ask: Ask, folder: Path
 ) -> None:
     sampling = Sampling(samples=4, max_tokens=20, temperature=0.7, top_p=0.8)
-    made = make().generate(ask(*TEXTS), sampling, KEY, 0)
+    made = engine.generate(ask(*TEXTS), sampling, KEY, 0)
     for logits, tokens, logprobs in zip(
         scored(read_model(folder), made), said(made), said(made, "logprobs"), strict=True
     ):
@@ -81,8 +84,8 @@ def test_truncated_logprobs_are_of_the_truncated_distribution(
         torch.testing.assert_close(expected, logprobs, rtol=0, atol=CLOSE)
 
 
-def test_greedy_takes_the_best_logit(make: Make, ask: Ask, folder: Path) -> None:
-    made = make().generate(ask(*TEXTS), Sampling(max_tokens=30, temperature=0), KEY, 0)
+def test_greedy_takes_the_best_logit(engine: VllmEngine, ask: Ask, folder: Path) -> None:
+    made = engine.generate(ask(*TEXTS), Sampling(max_tokens=30, temperature=0), KEY, 0)
     assert not made.logprobs.any()
     assert made.temperature.unique().tolist() == [1.0]
     for logits, tokens in zip(scored(read_model(folder), made), said(made), strict=True):
@@ -90,8 +93,7 @@ def test_greedy_takes_the_best_logit(make: Make, ask: Ask, folder: Path) -> None
         assert float(behind.max()) < CLOSE
 
 
-def test_a_key_gives_the_same_responses_again(make: Make, ask: Ask) -> None:
-    engine = make()
+def test_a_key_gives_the_same_responses_again(engine: VllmEngine, ask: Ask) -> None:
     first = engine.generate(ask(*TEXTS), SAMPLING, KEY, 0)
     same(engine.generate(ask(*TEXTS), SAMPLING, KEY, 0), first)
     other = engine.generate(ask(*TEXTS), SAMPLING, Key(0, KEY.node, 6), 0)
@@ -102,9 +104,9 @@ def test_a_key_gives_the_same_responses_again(make: Make, ask: Ask) -> None:
 
 
 def test_a_group_reads_its_prompt_once(
-    make: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, cached = make(), []
+    cached: list[int] = []
     step = engine._engine.step
 
     def seen() -> Any:
@@ -118,25 +120,26 @@ def test_a_group_reads_its_prompt_once(
     assert sorted(cached) == [0, 64, 64, 64, 64], "all of the prompt but its last part of a block"
 
 
-def test_stop_texts_end_a_response_and_stay_in_it(make: Make, ask: Ask) -> None:
-    sampling = Sampling(samples=8, max_tokens=40, stop=("=", "+1"))
-    made = make().generate(ask(*TEXTS), sampling, KEY, 0)
+def test_stop_texts_end_a_response_and_stay_in_it(engine: VllmEngine, ask: Ask) -> None:
+    stop = ("=", "+1")
+    sampling = Sampling(samples=8, max_tokens=40, stop=stop)
+    made = engine.generate(ask(*TEXTS), sampling, KEY, 0)
     stopped = 0
-    for text, tokens, finished in zip(made.responses, said(made), made.finished, strict=True):
-        ended = text.endswith(("=", "+1"))
-        assert "=" not in text[:-1]
-        assert "+1" not in text[:-1]
+    for tokens, finished in zip(said(made), made.finished, strict=True):
+        text = engine._text.decode([tokens.tolist()], special=True)[0]
+        ended = text.endswith(stop)
+        assert all(part not in text[:-1] for part in stop)
         assert bool(finished) == (ended or int(tokens[-1]) == 2)
         stopped += ended
     assert stopped > len(made) // 2
-    special = make().generate(
+    special = engine.generate(
         ask(*TEXTS), Sampling(samples=4, max_tokens=40, stop=("<bos>",)), KEY, 0
     )
     assert any(int(tokens[-1]) == 1 for tokens in said(special)), "special tokens are spelled out"
 
 
-def test_a_stream_tells_every_response_once(make: Make, ask: Ask) -> None:
-    engine, sampling = make(), Sampling(samples=4, max_tokens=30)
+def test_a_stream_tells_every_response_once(engine: VllmEngine, ask: Ask) -> None:
+    sampling = Sampling(samples=4, max_tokens=30)
     whole = engine.generate(ask(*TEXTS), sampling, KEY, 2)
     parts = list(engine.stream(ask(*TEXTS), sampling, KEY, 2))
     assert len(parts) > 3
@@ -145,8 +148,7 @@ def test_a_stream_tells_every_response_once(make: Make, ask: Ask) -> None:
     same(packed.in_order(packed.concat(parts)), whole)
 
 
-def test_keep_takes_those_that_finish_first(make: Make, ask: Ask) -> None:
-    engine = make()
+def test_keep_takes_those_that_finish_first(engine: VllmEngine, ask: Ask) -> None:
     kept = engine.generate(ask(*TEXTS), Sampling(samples=6, max_tokens=20, keep=2), KEY, 0)
     whole = engine.generate(ask(*TEXTS), Sampling(samples=6, max_tokens=20), KEY, 0)
     assert kept.index.tolist() == list(range(12))
@@ -160,8 +162,8 @@ def test_keep_takes_those_that_finish_first(make: Make, ask: Ask) -> None:
     assert torch.equal(kept.tokens, expected.tokens)
 
 
-def test_no_prompts_no_responses(make: Make, ask: Ask) -> None:
-    assert len(make().generate(ask(), SAMPLING, KEY, 0)) == 0
+def test_no_prompts_no_responses(engine: VllmEngine, ask: Ask) -> None:
+    assert len(engine.generate(ask(), SAMPLING, KEY, 0)) == 0
 
 
 @pytest.mark.parametrize(
@@ -174,27 +176,21 @@ def test_no_prompts_no_responses(make: Make, ask: Ask) -> None:
     ],
 )
 def test_refused_requests(
-    make: Make, ask: Ask, sampling: Sampling, prompt: Any, said_of_it: str
+    engine: VllmEngine, ask: Ask, sampling: Sampling, prompt: Any, said_of_it: str
 ) -> None:
-    engine = make()
     with pytest.raises(CompileError, match=said_of_it):
         engine.generate(ask(prompt), sampling, KEY, 0)
     assert len(engine.generate(ask("1+1="), SAMPLING, KEY, 0)) == 3
 
 
-def test_the_context_ends_a_response(make: Make, ask: Ask) -> None:
+def test_the_context_ends_a_response(engine: VllmEngine, ask: Ask) -> None:
     sampling = Sampling(max_tokens=500, samples=4)
-    made = make().generate(ask("1" * 250), sampling, KEY, 0)
+    made = engine.generate(ask("1" * 250), sampling, KEY, 0)
     assert made.lengths.max() == 256
     assert not made.finished[made.lengths == 256].any()
 
 
 def test_random_weights_are_those_of_the_torch_engine(make: Make, ask: Ask, tmp_path: Path) -> None:
-    from rlinf_graph.engines.torch.engine import TorchEngine
-    from rlinf_graph.ir.graph import ModelDef
-    from tests.engines.torch.conftest import write_model
-    from tests.engines.vllm.conftest import SIZES
-
     path = write_model(tmp_path / "bare", "llama", **SIZES)
     made = make(path, weights="random").generate(ask(*TEXTS), SAMPLING, KEY, 0)
     model = ModelDef("policy", str(path), "lm", "float32", "random")

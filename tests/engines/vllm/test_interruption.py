@@ -1,7 +1,9 @@
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,14 +14,15 @@ from tests.engines.vllm.conftest import (
     KEY,
     TEXTS,
     Ask,
-    Make,
     difference,
     read_model,
     said,
-    save_random,
     scored,
     write_weights,
 )
+
+if TYPE_CHECKING:
+    from rlinf_graph.engines.vllm.engine import VllmEngine
 
 CLOSE = 1e-4
 SAMPLING = Sampling(samples=3, max_tokens=60)
@@ -71,11 +74,6 @@ class Elsewhere:
         return self.result
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return save_random(tmp_path / "model", tie_word_embeddings=True)
-
-
 def mixed_difference(models: dict[int, Any], made: Rollouts) -> float:
     """As `difference`, each token by the model of its version."""
     logits = {version: scored(model, made) for version, model in models.items()}
@@ -91,9 +89,9 @@ def mixed_difference(models: dict[int, Any], made: Rollouts) -> float:
 
 
 def test_new_weights_while_sampling(
-    make: Make, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, old = make(path), read_model(path)
+    old = read_model(path)
     new = write_weights(path, seed=1)
     elsewhere = Elsewhere(engine, monkeypatch, before=9)
     made = elsewhere.run(
@@ -109,9 +107,9 @@ def test_new_weights_while_sampling(
 
 
 def test_abort_and_resume(
-    make: Make, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, old = make(path), read_model(path)
+    old = read_model(path)
     elsewhere = Elsewhere(engine, monkeypatch, before=9)
     cut = elsewhere.run(lambda: engine.generate(ask(*TEXTS), SAMPLING, KEY, 4), engine.abort)
     assert cut.index.tolist() == list(range(len(TEXTS) * 3))
@@ -140,8 +138,10 @@ def test_abort_and_resume(
     assert all(len(text) == int((tokens > 2).sum()) for text, tokens in ends)
 
 
-def test_resuming_what_is_complete_changes_nothing(make: Make, ask: Ask, path: Path) -> None:
-    engine, sampling = make(path), Sampling(samples=2, max_tokens=5)
+def test_resuming_what_is_complete_changes_nothing(
+    engine: VllmEngine, ask: Ask, path: Path
+) -> None:
+    sampling = Sampling(samples=2, max_tokens=5)
     made = engine.generate(ask(*TEXTS), sampling, KEY, 1)
     again = engine.resume(made, sampling, KEY, 2)
     assert torch.equal(again.tokens, made.tokens)
@@ -150,15 +150,16 @@ def test_resuming_what_is_complete_changes_nothing(make: Make, ask: Ask, path: P
     assert again.responses == made.responses
 
 
-def test_abort_without_sampling_does_nothing(make: Make, ask: Ask, path: Path) -> None:
-    engine = make(path)
+def test_abort_without_sampling_does_nothing(engine: VllmEngine, ask: Ask, path: Path) -> None:
     engine.abort()
     made = engine.generate(ask(*TEXTS), SAMPLING, KEY, 0)
     assert (made.finished | (made.response_lengths == 60)).all()
 
 
-def test_weights_may_change_between_the_parts_of_a_stream(make: Make, ask: Ask, path: Path) -> None:
-    engine, old = make(path), read_model(path)
+def test_weights_may_change_between_the_parts_of_a_stream(
+    engine: VllmEngine, ask: Ask, path: Path
+) -> None:
+    old = read_model(path)
     new = write_weights(path, seed=1)
     parts = []
     for part in engine.stream(ask(*TEXTS), SAMPLING, KEY, 0):
@@ -169,8 +170,7 @@ def test_weights_may_change_between_the_parts_of_a_stream(make: Make, ask: Ask, 
     assert bool((parts[-1].versions == 1).any())
 
 
-def test_a_stream_left_unfinished(make: Make, ask: Ask, path: Path) -> None:
-    engine = make(path)
+def test_a_stream_left_unfinished(engine: VllmEngine, ask: Ask, path: Path) -> None:
     stream = engine.stream(ask(*TEXTS), SAMPLING, KEY, 0)
     next(stream)
     with pytest.raises(RuntimeError, match="sampling already: finish or close that first"):
@@ -180,8 +180,7 @@ def test_a_stream_left_unfinished(make: Make, ask: Ask, path: Path) -> None:
     assert len(engine.generate(ask("1"), SAMPLING, KEY, 0)) == 3
 
 
-def test_sleep_and_wake(make: Make, ask: Ask, path: Path) -> None:
-    engine = make(path)
+def test_sleep_and_wake(engine: VllmEngine, ask: Ask, path: Path) -> None:
     first = engine.generate(ask(*TEXTS), SAMPLING, KEY, 0)
     engine.sleep()
     with pytest.raises(RuntimeError, match="the engine sleeps: wake it"):
@@ -208,9 +207,8 @@ def test_sleep_and_wake(make: Make, ask: Ask, path: Path) -> None:
 
 
 def test_what_is_being_sampled_sleeps_too(
-    make: Make, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make(path)
 
     def nap() -> None:
         engine.sleep()

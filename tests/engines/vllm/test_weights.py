@@ -1,5 +1,7 @@
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,6 +21,9 @@ from tests.engines.vllm.conftest import (
     write_weights,
 )
 
+if TYPE_CHECKING:
+    from rlinf_graph.engines.vllm.engine import VllmEngine
+
 CLOSE = 1e-4
 SAMPLING = Sampling(samples=2, max_tokens=16)
 LONG = "1+2-3+4-5+6-" * 6  # more than a block of the cache
@@ -34,10 +39,9 @@ def bucket(model: Any) -> Any:
 
 
 def test_twenty_updates_are_what_a_fresh_forward_of_the_saved_weights_says(
-    make: Make, ask: Ask, tmp_path: Path
+    engine: VllmEngine, ask: Ask, path: Path
 ) -> None:
-    path = save_random(tmp_path / "model", tie_word_embeddings=True)
-    engine, asked = make(path), ask(*TEXTS, LONG)
+    asked = ask(*TEXTS, LONG)
     for version in range(1, 21):
         engine.update_weights(bucket(write_weights(path, seed=version)), version)
         assert engine.version == version
@@ -51,10 +55,8 @@ def test_twenty_updates_are_what_a_fresh_forward_of_the_saved_weights_says(
 
 
 def test_an_update_without_emptying_the_cache_would_read_old_keys(
-    make: Make, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: VllmEngine, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save_random(tmp_path / "model")
-    engine = make(path)
     engine.generate(ask(LONG), SAMPLING, KEY, 0)
     with monkeypatch.context() as patch:
         patch.setattr(engine._engine, "reset_prefix_cache", lambda **_: True)
@@ -95,9 +97,8 @@ def checkpoint(path: Path) -> Any:
         yield from load_file(file).items()
 
 
-def test_layers_that_do_not_come_stay(make: Make, ask: Ask, tmp_path: Path) -> None:
-    path = save_random(tmp_path / "model", tie_word_embeddings=True)
-    engine, old = make(path), read_model(path)
+def test_layers_that_do_not_come_stay(engine: VllmEngine, ask: Ask, path: Path) -> None:
+    old = read_model(path)
     new = write_weights(path, seed=1)
     part = {
         n: w for n, w in new.named_parameters() if n.startswith(("model.layers.1.", "model.norm"))
@@ -107,9 +108,8 @@ def test_layers_that_do_not_come_stay(make: Make, ask: Ask, tmp_path: Path) -> N
     assert difference(old, engine.generate(ask(*TEXTS), SAMPLING, KEY, 1)) < CLOSE
 
 
-def test_refused_updates(make: Make, ask: Ask, tmp_path: Path) -> None:
-    path = save_random(tmp_path / "model", tie_word_embeddings=True)
-    engine, weights = make(path), dict(read_model(path).named_parameters())
+def test_refused_updates(engine: VllmEngine, ask: Ask, path: Path) -> None:
+    weights = dict(read_model(path).named_parameters())
     other = {"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 4)}
     with pytest.raises(
         CompileError, match=r"up_proj\.weight` of `policy` has shape 64×128, not 3×4"
@@ -127,9 +127,7 @@ def test_refused_updates(make: Make, ask: Ask, tmp_path: Path) -> None:
     assert difference(read_model(path), engine.generate(ask(*TEXTS), SAMPLING, KEY, 3)) < CLOSE
 
 
-def test_part_of_a_layer_is_refused(make: Make, ask: Ask, tmp_path: Path) -> None:
-    path = save_random(tmp_path / "model")
-    engine = make(path)
+def test_part_of_a_layer_is_refused(engine: VllmEngine, ask: Ask, path: Path) -> None:
     query = {
         n: w
         for n, w in read_model(path).named_parameters()
