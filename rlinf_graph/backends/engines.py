@@ -8,22 +8,26 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from rlinf_graph.ir.cluster import Cluster
-from rlinf_graph.ir.graph import Graph, ModelUse, Node
+from rlinf_graph.ir.graph import Graph, ModelDef, ModelUse
 from rlinf_graph.ir.node_type import Port, Role
 from rlinf_graph.ir.plan import NodePlan, Plan
 from rlinf_graph.ir.program import Await, WorkerGroup
 from rlinf_graph.nodes.engine import Engine
-from rlinf_graph.nodes.registry import engine_class
+from rlinf_graph.nodes.registry import capabilities_of, engine_class
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Snapshot = list[tuple[str, "Tensor"]]
+Snapshot = Iterable[tuple[str, "Tensor"]]
+"""Weights, to be iterated over as often as they are needed."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """Nodes on the same devices share an engine for the same model, port and purpose."""
+    """Nodes on the same devices share an engine for the same model, port and purpose.
+
+    `world` are the devices of all replicas, where those are joined.
+    """
 
     model: str
     port: Port
@@ -31,6 +35,29 @@ class Instance:
     trains: bool
     devices: tuple[int, ...]
     engine: str
+    world: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(graph: Graph, plan: Plan, group: WorkerGroup, rank: int, use: ModelUse) -> Instance:
+        """The engine of a rank of a node for one of its models."""
+        engine = plan.settings(group.name).engine
+        return Instance(
+            model=use.model,
+            port=use.port,
+            served=use.served,
+            trains=graph.node(group.name).role is Role.TRAIN,
+            devices=group.devices_of(rank),
+            engine=engine,
+            world=group.devices if capabilities_of(engine).joined else (),
+        )
+
+
+def definition_of(graph: Graph, model: str, initial: Mapping[str, str]) -> ModelDef:
+    """A model with the folder that its first weights are to come from."""
+    declared = graph.model(model)
+    if model not in initial:
+        return declared
+    return replace(declared, path=initial[model], weights="pretrained")
 
 
 @dataclass(frozen=True)
@@ -78,10 +105,15 @@ class Engines:
         *,
         seed: int,
         initial: Mapping[str, str],
+        hosted: Mapping[Instance, Engine] | None = None,
     ) -> None:
-        """Load the models of the ranks in `places`; `initial` names folders to start from."""
+        """Load the models of the ranks in `places`; `initial` names folders to start from.
+
+        Those in `hosted` are loaded already, in processes of their own.
+        """
         self._graph, self._plan, self._cluster, self._seed = graph, plan, cluster, seed
         self._initial = initial
+        self._hosted = hosted or {}
         self._engines: dict[Instance, Engine] = {}
         self._held: dict[Instance, int] = {}
         self._averages: dict[Instance, dict[str, Tensor]] = {}
@@ -111,6 +143,10 @@ class Engines:
     def settings(self, group: WorkerGroup) -> NodePlan:
         """The plan's settings of a node."""
         return self._plan.settings(group.name)
+
+    def joined(self, group: WorkerGroup) -> bool:
+        """Whether the engines of a train node sum gradients and weights themselves."""
+        return capabilities_of(self.settings(group).engine).joined
 
     def due(
         self, group: WorkerGroup, rank: int, awaited: Await, iteration: int, first: int = 0
@@ -161,13 +197,14 @@ class Engines:
         if instance not in self._averages:
             own = self._engines[instance].shards()
             self._averages[instance] = {s.name: widened(s.values).clone() for s in own}
-        averages = self._averages[instance]
+        averages, names = self._averages[instance], list[str]()
         for name, value in new:
+            names.append(name)
             if value.is_floating_point():
                 averages[name].mul_(decay).add_(widened(value), alpha=1 - decay)
             else:
                 averages[name] = widened(value)
-        return [(name, averages[name]) for name, _value in new]
+        return [(name, averages[name]) for name in names]
 
     def _readers(self, group: WorkerGroup, rank: int, awaited: Await) -> list[Instance]:
         """The engines of a rank that take over what it awaits."""
@@ -188,18 +225,16 @@ class Engines:
         return self._instances[key]
 
     def _instance(self, group: WorkerGroup, rank: int, use: ModelUse) -> Instance:
-        node: Node = self._graph.node(group.name)
-        trains = node.role is Role.TRAIN
-        engine = self._plan.settings(node.name).engine
-        devices = group.devices_of(rank)
-        return Instance(use.model, use.port, use.served, trains, devices, engine)
+        return Instance.of(self._graph, self._plan, group, rank, use)
 
     def _load(self, instance: Instance) -> None:
         if instance in self._engines:
             return
-        model = self._graph.model(instance.model)
-        if instance.model in self._initial:
-            model = replace(model, path=self._initial[instance.model], weights="pretrained")
+        self._held[instance] = 0
+        if instance in self._hosted:
+            self._engines[instance] = self._hosted[instance]
+            return
+        model = definition_of(self._graph, instance.model, self._initial)
         kind = self._cluster.group_of(instance.devices[0]).device.kind
         self._engines[instance] = engine_class(instance.engine)(
             model,
@@ -208,7 +243,6 @@ class Engines:
             dtype=model.dtype,
             trainable=instance.trains,
         )
-        self._held[instance] = 0
 
     def _device(self, number: int) -> str:
         """The name of a GPU: by its place in its machine, or the only one that is visible."""

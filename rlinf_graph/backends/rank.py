@@ -22,7 +22,7 @@ from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import Gather, Keep, Send, WorkerGroup
 from rlinf_graph.ir.value import FunctionRef
-from rlinf_graph.nodes.engine import Engine
+from rlinf_graph.nodes.engine import Engine, TrainBatch
 from rlinf_graph.nodes.execution import Execution, executing
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.train import tokenize_examples, train_batch
@@ -35,6 +35,7 @@ class Rank:
         bound: batches by parameter of the node.
         outputs: of the last run.
         weight: of the micro-batches accumulated since the last optimizer step.
+        queued: micro-batches that are still to be accumulated.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Rank:
         self.bound: dict[str, Batch] = {}
         self.outputs: tuple[Any, ...] = ()
         self.weight = 0.0
+        self.queued: list[TrainBatch] = []
         self._group, self._number = group, number
         self._engines, self._registers, self._seed = engines, registers, seed
         self._environments = environments
@@ -107,8 +109,14 @@ class Rank:
                 param: tokenize_examples(batch, engine) if isinstance(batch, Examples) else batch
                 for param, batch in self.bound.items()
             }
-            batches = [train_batch(part) for part in self._calls(tokenized)]
-            self.weight += engine.accumulate(batches, self.node.option("loss"), metrics)
+            self.queued += [train_batch(part) for part in self._calls(tokenized)]
+            if self._engines.settings(self._group).parallel.pp == 1:
+                self.flush(metrics)
+
+    def flush(self, metrics: Metrics) -> None:
+        """Forward and backward of what is queued: a pipeline takes a minibatch at once."""
+        batches, self.queued = self.queued, []
+        self.weight += self.trainer.accumulate(batches, self.node.option("loss"), metrics)
 
     def _calls(self, bound: dict[str, Batch]) -> Iterator[dict[str, Batch]]:
         """The micro-batch, in as many calls as the plan's limit of tokens asks for; none, if empty.

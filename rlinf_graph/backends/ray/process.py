@@ -13,9 +13,10 @@ from rlinf_graph.backends.edges import Rows
 from rlinf_graph.backends.engines import Engines
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.rank import Rank
-from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.allreduce import Ranks, free_address
+from rlinf_graph.backends.ray.hosted import Proxy
 from rlinf_graph.backends.ray.mailbox import Line, Mailbox
+from rlinf_graph.backends.ray.weights import Arriving, put_buckets
 from rlinf_graph.backends.record import Sightings
 from rlinf_graph.ir.interpreter import KINDS
 from rlinf_graph.ir.position import Position
@@ -122,6 +123,9 @@ class RankProcess:
             case Await():
                 self._await(instruction, at, first)
             case OptimizerStep():
+                if self._rank.queued:
+                    flush = Accumulate(self._group.name, 0)
+                    self._timed(flush, at, lambda: self._rank.flush(self._metrics))
                 weight = self._summed()
                 self._timed(
                     instruction, at, lambda: self._rank.optimizer_step(weight, self._metrics)
@@ -168,25 +172,27 @@ class RankProcess:
     def _publish(self, model: str, version: int) -> None:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
         if self._number == 0:
-            weights = self._rank.trainer.shards()
-            reference = ray.put([(shard.name, wire.to_array(shard.values)) for shard in weights])
-            self._line.tell("publish", model, version, [reference])
+            trainer, transport = self._rank.trainer, self._job.transport
+            if isinstance(trainer, Proxy):
+                buckets = trainer.publish(transport)
+            else:
+                buckets = [put_buckets(trainer.shards(), transport)]
+            self._line.tell("publish", model, version, buckets)
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:
         due = self._engines.due(self._group, self._number, awaited, at.iteration, first)
-        found = [(version, *self._line.ask("weights", awaited.model, version)) for version in due]
+        found = [(version, self._line.ask("weights", awaited.model, version)) for version in due]
 
         def adopt() -> None:
-            for version, reference in found:
-                arrays = ray.get(reference)
-                weights = [(name, wire.to_tensor(array)) for name, array in arrays]
+            for version, buckets in found:
+                weights = Arriving(awaited.model, buckets)
                 self._engines.adopt(self._group, self._number, awaited, version, weights)
 
         self._timed(awaited, at, adopt)
 
     def _summed(self) -> float:
         """Sum gradients over the ranks; the summed weight."""
-        if self._group.ranks == 1:
+        if self._group.ranks == 1 or self._engines.joined(self._group):
             return self._rank.weight
         if self._peers is None:
             if self._number == 0:
@@ -194,7 +200,12 @@ class RankProcess:
                 self._line.ask("offer", self._group.name, address)
             address = self._line.ask("meet", self._group.name)
             self._peers = Ranks(self._number, self._group.ranks, address)
-        return self._peers.sum(self._rank.trainer.gradients(), self._rank.weight)
+        trainer = self._rank.trainer
+        gradients = trainer.gradients()
+        weight = self._peers.sum(gradients, self._rank.weight)
+        if isinstance(trainer, Proxy):
+            trainer.set_gradients(gradients)
+        return weight
 
     def _timed(self, instruction: Instruction, at: Position, work: Any) -> None:
         self._line.flush()

@@ -16,8 +16,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray.board import Board
+from rlinf_graph.backends.ray.hosted import HostedEngines, Pythons
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
+from rlinf_graph.backends.ray.weights import Transport
 from rlinf_graph.backends.ray.worker import Job, Place, Worker
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.ir.cluster import Cluster
@@ -61,6 +63,8 @@ def run(
     initial: Mapping[str, str] | None = None,
     checkpoints: Path | None = None,
     address: str | None = None,
+    pythons: Pythons | None = None,
+    transport: Transport | None = None,
     placed: Callable[[Mapping[int, Seat]], None] = lambda _seats: None,
     loaded: Callable[[], None] = lambda: None,
     report: Callable[[IterationRecord], None] = lambda _record: None,
@@ -77,6 +81,8 @@ def run(
         initial: folders to load first weights from, by model.
         checkpoints: folder to write the trained models to; on the machine that trains.
         address: of a running Ray cluster; by default one is started here, and ended.
+        pythons: interpreters of engines that run in an environment of their own, by engine.
+        transport: how weights travel.
         placed: called with where each device's worker lives, once all have loaded.
         loaded: called when the models are there and the first iteration begins.
         report: called with each finished iteration.
@@ -84,8 +90,9 @@ def run(
     Raises:
         CompileError: with the cause, when a node or a worker fails.
     """
-    job = Job(program, graph, plan, cluster, used_definitions(graph), seed, dict(initial or {}))
-    with session(cluster, address), by_value(graph), _Crew(job) as crew:
+    job = Job(program, graph, plan, cluster, used_definitions(graph), seed, dict(initial or {}),
+              transport or Transport())  # fmt: skip
+    with session(cluster, address), by_value(graph), _Crew(job, pythons or {}) as crew:
         placed(crew.wait())
         loaded()
         crew.start(range(iterations))
@@ -117,8 +124,9 @@ def session(cluster: Cluster, address: str | None = None) -> Iterator[None]:
 class _Crew:
     """The actors of one run."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, pythons: Pythons) -> None:
+        self._job, self._pythons = job, pythons
+        self._hosted: HostedEngines | None = None
         self._placement: Placement | None = None
         self._workers: dict[int, Any] = {}
         self._board: Any = None
@@ -139,6 +147,11 @@ class _Crew:
     def _open(self) -> None:
         job = self._job
         self._placement = Placement(job.cluster)
+        self._hosted = HostedEngines(
+            job.graph, job.plan, job.cluster, job.program.groups, self._placement,
+            seed=job.seed, initial=job.initial, pythons=self._pythons,
+        )  # fmt: skip
+        proxies = ray.put(self._hosted.proxies)
         kept = Kept.of(job.graph, job.plan)
         board = ray.remote(Board)
         self._board = board.options(num_cpus=0, max_concurrency=1000).remote(job.program, kept)
@@ -148,7 +161,9 @@ class _Crew:
             options: dict[str, Any] = {"max_concurrency": len(places) + 4, "num_cpus": 0}
             if number != HOST:
                 options |= self._placement.options(number)
-            self._workers[number] = worker.options(**options).remote(shipped, places, self._board)
+            self._workers[number] = worker.options(**options).remote(
+                shipped, places, self._board, proxies
+            )
 
     def places(self) -> dict[int, list[Place]]:
         """The ranks of each worker: a rank lives with its first device."""
@@ -165,6 +180,8 @@ class _Crew:
         Raises:
             CompileError: the cause, when one cannot load.
         """
+        if self._hosted is not None:
+            self._hosted.wait()
         asked = {number: worker.ready.remote() for number, worker in self._workers.items()}
         seats: dict[int, Seat] = {}
         for number, reference in asked.items():
@@ -218,7 +235,9 @@ class _Crew:
         """Most bytes that each device's worker needed, where that can be told."""
         asked = {number: worker.memory.remote() for number, worker in self._workers.items()}
         peaks: dict[int, Any] = {number: ray.get(reference) for number, reference in asked.items()}
-        return {number: peak for number, peak in peaks.items() if peak is not None}
+        own = {number: peak for number, peak in peaks.items() if peak is not None}
+        elsewhere = self._hosted.memory() if self._hosted is not None else {}
+        return {d: own.get(d, 0.0) + elsewhere.get(d, 0.0) for d in [*own, *elsewhere]}
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Write every trained model, from its rank 0."""
@@ -245,6 +264,8 @@ class _Crew:
         return CompileError([Diagnostic("RG0609", message, node.span, notes=notes)])
 
     def _close(self) -> None:
+        if self._hosted is not None:
+            self._hosted.close()
         for actor in [*self._workers.values(), self._board]:
             if actor is not None:
                 ray.kill(actor)

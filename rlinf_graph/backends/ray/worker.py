@@ -12,11 +12,12 @@ from typing import Any
 import ray
 
 from rlinf_graph.backends.cores import use_cores
-from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.engines import Engines, Instance
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.memory import MemoryMeter
 from rlinf_graph.backends.ray.process import RankProcess
+from rlinf_graph.backends.ray.weights import Transport
 from rlinf_graph.dsl.node import NodeDefinition, definitions
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError
@@ -25,6 +26,7 @@ from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import Program
 from rlinf_graph.ir.timeline import Event
+from rlinf_graph.nodes.engine import Engine
 from rlinf_graph.nodes.plugins import load_plugins
 
 Place = tuple[str, int]
@@ -42,13 +44,16 @@ class Job:
     definitions: Mapping[str, NodeDefinition]
     seed: int
     initial: Mapping[str, str]
+    transport: Transport
 
 
 class Worker:
     """Runs one thread for each rank that it hosts; turns and channels order them."""
 
-    def __init__(self, job: Job, places: list[Place], board: Any) -> None:
-        """Load the engines of all ranks."""
+    def __init__(
+        self, job: Job, places: list[Place], board: Any, hosted: Mapping[Instance, Engine]
+    ) -> None:
+        """Load the engines of all ranks, but those that are hosted elsewhere."""
         load_plugins()
         definitions.update(job.definitions)
         self._job, self._board = job, board
@@ -61,8 +66,9 @@ class Worker:
                  if group.devices}  # fmt: skip
         self._memory = MemoryMeter(kinds.pop()) if kinds else None
         self._engines = Engines(
-            job.graph, job.plan, job.cluster, groups, seed=job.seed, initial=job.initial
-        )
+            job.graph, job.plan, job.cluster, groups, seed=job.seed, initial=job.initial,
+            hosted=hosted,
+        )  # fmt: skip
         self._events: list[Event] = []
         self._lock = threading.Lock()
 

@@ -37,6 +37,7 @@ class WorkerGroup:
     def __init__(self, worker: type[Worker], name: str, placement: Seats) -> None:
         """Use `launch`: this starts nothing."""
         self._worker, self._name, self._placement = worker, name, placement
+        self._size = len(placement.seats)
         self._exchange: Any = None
         self._hosts: list[Any] = []
         self._addresses: list[str] = []
@@ -82,7 +83,7 @@ class WorkerGroup:
     @property
     def size(self) -> int:
         """How many ranks it has."""
-        return len(self._placement.seats)
+        return self._size
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -120,6 +121,10 @@ class WorkerGroup:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.on(), name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy for another process, to call methods on: who launched the group closes it."""
+        return {**self.__dict__, "_placement": None}
 
     def __enter__(self) -> WorkerGroup:
         return self

@@ -1,7 +1,8 @@
 """Values on their way between processes: arrays beside the pickle, so that they can be shared.
 
 A tensor travels as the array of its values and arrives as a tensor of its own on the CPU, without
-gradient. An array arrives as a read-only view of shared memory when it is large. Everything else
+gradient. An array arrives as a read-only view of shared memory when it is large. References of
+Ray's objects lie beside the pickle: inside it, Ray would keep the objects for ever. Everything else
 is pickled as it is, also inside lists, tuples and dictionaries.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -45,14 +46,15 @@ class About:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A pickled value, and the memory that lies outside of the pickle."""
+    """A pickled value, and the memory and the references that lie outside of the pickle."""
 
     pickled: bytes
     buffers: list[np.ndarray[Any, Any]]
+    references: list[Any] = field(default_factory=list[Any])
 
     @property
     def nbytes(self) -> int:
-        """Of both."""
+        """Of pickle and memory."""
         return len(self.pickled) + sum(buffer.nbytes for buffer in self.buffers)
 
 
@@ -68,6 +70,13 @@ class Envelope:
         """The value. Blocks while it is fetched from another machine."""
         frozen = self.inline or cast("Frozen", ray.get(self.reference[0]))
         return thaw(frozen)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Stands for a reference: its number among them."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -102,14 +111,15 @@ def seal(value: Any) -> Envelope:
 def freeze(value: Any) -> Frozen:
     """Pickle a value, the memory of arrays and tensors beside it, not copied."""
     buffers: list[pickle.PickleBuffer] = []
+    references: list[Any] = []
     dumps: Any = cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]  # its documented name
-    pickled = dumps(_pack(value), protocol=5, buffer_callback=buffers.append)
-    return Frozen(pickled, [_memory(buffer) for buffer in buffers])
+    pickled = dumps(_pack(value, references), protocol=5, buffer_callback=buffers.append)
+    return Frozen(pickled, [_memory(buffer) for buffer in buffers], references)
 
 
 def thaw(frozen: Frozen) -> Any:
     """The value that was frozen."""
-    return _unpack(pickle.loads(frozen.pickled, buffers=frozen.buffers))
+    return _unpack(pickle.loads(frozen.pickled, buffers=frozen.buffers), frozen.references)
 
 
 def _memory(buffer: pickle.PickleBuffer) -> np.ndarray[Any, Any]:
@@ -117,27 +127,34 @@ def _memory(buffer: pickle.PickleBuffer) -> np.ndarray[Any, Any]:
     return np.frombuffer(raw, np.uint8) if raw.nbytes else np.empty(0, np.uint8)
 
 
-def _pack(value: Any) -> Any:
+def _pack(value: Any, references: list[Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return to_array(value)
+    if isinstance(value, ray.ObjectRef):
+        references.append(value)
+        return _Beside(len(references) - 1)
     if isinstance(value, Carried) and value.source is None:
-        names = [field.name for field in dataclasses.fields(cast("Any", value))]
-        return _Taken(type(value), {name: _pack(getattr(value, name)) for name in names})
-    return _inside(value, _pack)
+        names = [each.name for each in dataclasses.fields(cast("Any", value))]
+        packed = {name: _pack(getattr(value, name), references) for name in names}
+        return _Taken(type(value), packed)
+    return _inside(value, _pack, references)
 
 
-def _unpack(value: Any) -> Any:
+def _unpack(value: Any, references: list[Any]) -> Any:
     if isinstance(value, Array):
         return to_tensor(value)
+    if isinstance(value, _Beside):
+        return references[value.number]
     if isinstance(value, _Taken):
-        return value.kind(**{name: _unpack(inner) for name, inner in value.fields.items()})
-    return _inside(value, _unpack)
+        named = value.fields.items()
+        return value.kind(**{name: _unpack(inner, references) for name, inner in named})
+    return _inside(value, _unpack, references)
 
 
-def _inside(value: Any, change: Any) -> Any:
+def _inside(value: Any, change: Any, references: list[Any]) -> Any:
     """The same in plain containers; subclasses of them are left alone."""
     if type(value) is dict:
-        return {key: change(inner) for key, inner in value.items()}
+        return {key: change(inner, references) for key, inner in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(change(inner) for inner in value)
+        return type(value)(change(inner, references) for inner in value)
     return value

@@ -64,13 +64,17 @@ class Reservation:
     """
 
     def __init__(
-        self, cluster: Cluster, settings: Mapping[str, NodeSettings] | None = None
+        self,
+        cluster: Cluster,
+        settings: Mapping[str, NodeSettings] | None = None,
+        placement: Placement | None = None,
     ) -> None:
         """Reserve a Ray node for each machine, and a bundle for each device.
 
         Args:
             cluster: as `load_cluster` reads it.
             settings: by the name of a node group; those without have the defaults.
+            placement: that holds the cluster's devices already; whoever made it removes it.
 
         Raises:
             CompileError: RG0608, when Ray has too few nodes that fit.
@@ -80,7 +84,8 @@ class Reservation:
         unknown = self._settings.keys() - {group.name for group in cluster.groups}
         if unknown:
             raise ValueError(f"the cluster has no node group {', '.join(sorted(unknown))}")
-        self._placement = Placement(cluster)
+        self._owner = placement is None
+        self._placement = placement or Placement(cluster)
         self._visible: dict[int, str] = {}
 
     def __enter__(self) -> Reservation:
@@ -91,7 +96,8 @@ class Reservation:
 
     def close(self) -> None:
         """Give the devices back. Ray ends whatever still runs on them."""
-        self._placement.remove()
+        if self._owner:
+            self._placement.remove()
 
     def on(
         self,
