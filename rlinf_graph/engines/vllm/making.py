@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rlinf_graph.engines.vllm.api import (
 from rlinf_graph.engines.vllm.capabilities import CAPABILITIES
 from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import ModelDef
+from rlinf_graph.nodes.capabilities import Layout, layout_refusal
 from rlinf_graph.nodes.registry import Member
 
 DTYPES = ("float32", "bfloat16")
@@ -78,7 +81,6 @@ def make(
             f"`{model.name}` is to be sampled from in {dtype}; vLLM does {' and '.join(DTYPES)}"
         )
         raise fail("RG0503", message, model.span, help=(f'dtype="{DTYPES[0]}"',))
-    os.environ["LOCAL_RANK"] = str(device.index or 0)
     arguments = {
         "model": model.path,
         "hf_overrides": {"architectures": [kind]},
@@ -90,11 +92,11 @@ def make(
         "generation_config": "vllm",  # no sampling options from the model's folder
         "enable_prefix_caching": True,
         "disable_log_stats": True,
-        **_layout(member),
+        **_layout(model, "gpu" if device.type == "cuda" else "cpu", member),
         **_memory(device),
     }
     try:
-        with quiet():
+        with quiet(), _local_rank(device.index or 0):
             engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             _warm_up(engine)
     except REFUSALS as error:
@@ -102,15 +104,26 @@ def make(
     return engine
 
 
-def _layout(member: Member | None) -> dict[str, Any]:
+@contextmanager
+def _local_rank(index: int) -> Iterator[None]:
+    """vLLM takes the device with this number, of those that the process sees."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(index)
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
+
+
+def _layout(model: ModelDef, kind: str, member: Member | None) -> dict[str, Any]:
     """Each process of a replica is one rank, with a scheduler of its own that decides the same."""
     if member is None or member.settings.parallel.devices == 1:
         return {"distributed_executor_backend": "uni"}
     parallel = member.settings.parallel
-    axes = {axis for kind in CAPABILITIES.kinds.values() for axis in kind.axes}
-    for axis in ("cp", "ep", "vp"):
-        if getattr(parallel, axis) > 1 and axis not in axes:
-            raise fail("RG0503", f"the vLLM engine does not do {axis} {getattr(parallel, axis)}")
+    if refusal := layout_refusal(CAPABILITIES.kinds[kind], Layout(member.settings)):
+        raise fail("RG0503", f"vLLM cannot spread `{model.name}` like that: {refusal}", model.span)
     return {
         "tensor_parallel_size": parallel.tp,
         "pipeline_parallel_size": parallel.pp,

@@ -64,14 +64,19 @@ class Sampler:
                         prompt = {"prompt_token_ids": [*answer.told, *answer.tokens]}
                         self._engine.add_request(str(number), prompt, request)
             over = [a for a, request in zip(answers, requests, strict=True) if request is None]
-            yield from groups.told(over)
+            yield from self._told(groups, over)
             while live and self._going:
                 with self._turns.step():
                     over = self._step(live, sampling, groups) if self._going else []
-                yield from groups.told(over)
-            yield from groups.told(list(live.values()))
+                yield from self._told(groups, over)
+            yield from self._told(groups, list(live.values()))
         finally:
             self._turns.end(lambda: self._engine.abort_request(list(live)))
+
+    def _told(self, groups: Groups, over: list[Answer]) -> Iterator[list[Answer]]:
+        for part in groups.told(over):
+            with self._turns.rest():
+                yield part
 
     def _step(self, live: dict[str, Answer], sampling: Sampling, groups: Groups) -> list[Answer]:
         """Let each live response have one more token; take away and return those that end."""

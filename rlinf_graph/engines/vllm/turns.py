@@ -23,7 +23,7 @@ class Turns:
         self._agree = agree
         self._changed = threading.Condition()
         self._counting = threading.Lock()
-        self._sampler: int | None = None
+        self._sampling = self._resting = False
         self._asked = 0  # how many times something was to happen in between
         self._admitted = 0  # which of these have happened in all processes before the next step
         self._done = 0
@@ -38,9 +38,9 @@ class Turns:
         with self._changed:
             if self.asleep:
                 raise RuntimeError("the engine sleeps: wake it before it samples")
-            if self._sampler is not None:
+            if self._sampling:
                 raise RuntimeError("the engine is sampling already: finish or close that first")
-            self._sampler = threading.get_ident()
+            self._sampling = True
 
     def end(self, last: Callable[[], None]) -> None:
         """Sample no more; `last` is done first, and before anything else happens."""
@@ -48,8 +48,20 @@ class Turns:
             try:
                 last()
             finally:
-                self._sampler = None
+                self._sampling = False
                 self._changed.notify_all()
+
+    @contextmanager
+    def rest(self) -> Iterator[None]:
+        """No step is taken until the sampling thread comes back: it has told what it found."""
+        with self._changed:
+            self._resting = True
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._resting = False
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -83,5 +95,5 @@ class Turns:
     def _admits(self, number: int) -> bool:
         if self._done != number - 1:
             return False
-        here = self._sampler in (None, threading.get_ident())
-        return here or self._agree is None or number <= self._admitted
+        free = self._agree is None or not self._sampling or self._resting
+        return free or number <= self._admitted

@@ -126,7 +126,7 @@ def _pack_again(layers: frozenset[str], model: Any) -> None:
     again are not. `layers` are the decoder layers that came.
     """
     for name, module in model.named_modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if hasattr(module, "cpu_linear") and module.weight.numel():
             method.process_weights_after_loading(module)
         kernel = getattr(method, "moe_kernel", None)

@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def save_random(folder: Path, model_type: str = "qwen2", *, seed: int = 0, **settings: Any) -> Path:
     """A folder with tokenizer, configuration and random weights."""
-    write_model(folder, model_type, **SIZES, **settings)
+    write_model(folder, model_type, **(SIZES | settings))
     write_weights(folder, seed)
     return folder
 
