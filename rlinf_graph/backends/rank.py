@@ -25,6 +25,7 @@ from rlinf_graph.ir.value import FunctionRef
 from rlinf_graph.nodes.engine import Engine, TrainBatch
 from rlinf_graph.nodes.execution import Execution, executing
 from rlinf_graph.nodes.metric import Metrics
+from rlinf_graph.nodes.mismatch import Compared
 from rlinf_graph.nodes.train import tokenize_examples, train_batch
 
 
@@ -54,6 +55,7 @@ class Rank:
         self.outputs: tuple[Any, ...] = ()
         self.weight = 0.0
         self.queued: list[TrainBatch] = []
+        self._compares = False
         self._group, self._number = group, number
         self._engines, self._registers, self._seed = engines, registers, seed
         self._environments = environments
@@ -109,6 +111,7 @@ class Rank:
                 param: tokenize_examples(batch, engine) if isinstance(batch, Examples) else batch
                 for param, batch in self.bound.items()
             }
+            self._compares = at.epoch == at.minibatch == 0
             self.queued += [train_batch(part) for part in self._calls(tokenized)]
             if self._engines.settings(self._group).parallel.pp == 1:
                 self.flush(metrics)
@@ -116,7 +119,9 @@ class Rank:
     def flush(self, metrics: Metrics) -> None:
         """Forward and backward of what is queued: a pipeline takes a minibatch at once."""
         batches, self.queued = self.queued, []
-        self.weight += self.trainer.accumulate(batches, self.node.option("loss"), metrics)
+        loss = self.node.option("loss")
+        compared = Compared(loss) if self._compares else loss
+        self.weight += self.trainer.accumulate(batches, compared, metrics)
 
     def _calls(self, bound: dict[str, Batch]) -> Iterator[dict[str, Batch]]:
         """The micro-batch, in as many calls as the plan's limit of tokens asks for; none, if empty.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from rlinf_graph.compiler.check_mismatch import check_mismatch
 from rlinf_graph.compiler.check_plan import check_plan
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.kernels import Kernels
@@ -82,6 +83,7 @@ def compile_graph(
         _point, found = min(search.cheaper(), key=lambda pair: pair[0].price)
     else:
         found = search.run()
+    check_mismatch(checked, found.best.plan, cluster)
     return Compiled(checked, cluster, found.best.plan, costs, found)
 
 
@@ -96,7 +98,8 @@ def accept_plan(
     """
     checked = run_passes(graph)
     costs = _costs(checked, cluster, profile)
-    return Compiled(checked, cluster, check_plan(checked, plan, cluster), costs)
+    accepted = check_mismatch(checked, check_plan(checked, plan, cluster), cluster)
+    return Compiled(checked, cluster, accepted, costs)
 
 
 def _costs(

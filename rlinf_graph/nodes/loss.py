@@ -98,6 +98,12 @@ class GRPOLoss:
         truncate: with `proximal` or `current`: weigh each token by the ratio from the behaviour
             policy to that one, at most this (Yao et al. 2025; the decoupled objective of Hilton et
             al. 2022, truncated).
+        mask: instead of `truncate`: weigh by that ratio, and leave out what it is too far from 1
+            for: `token`: tokens with a ratio over `mask` or under `1 / mask` (IcePop, Ling Team
+            2025, "Small leak can sink a great ship"). `sequence`: sequences whose product of
+            ratios, which is then the weight, is over `mask` (Liu, Li et al. 2025, "When speed kills
+            stability"). What is left out still counts in what the loss is divided by.
+        mask_by: what `mask` leaves out.
     """
 
     clip: float = 0.2
@@ -110,6 +116,8 @@ class GRPOLoss:
     entropy_bonus: float = 0.0
     dual_clip: float | None = None
     truncate: float | None = None
+    mask: float | None = None
+    mask_by: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
@@ -117,9 +125,15 @@ class GRPOLoss:
         if self.normalize == "length" and not self.length:
             help_ = (f'{name}(normalize="length", length=8192)',)
             raise fail("RG0104", f'{name}: normalize="length" needs `length`', help=help_)
-        if self.truncate is not None and self.old == "behaviour":
-            message = f"{name}: `truncate` corrects from the behaviour policy, which `old` names"
+        given = [option for option in ("truncate", "mask") if getattr(self, option) is not None]
+        if given and self.old == "behaviour":
+            message = f"{name}: `{given[0]}` corrects from the behaviour policy, which `old` names"
             raise fail("RG0104", message, help=('old="proximal" or old="current"',))
+        if len(given) > 1:
+            raise fail("RG0104", f"{name}: `truncate` and `mask` are two ways to the same end",
+                       help=("one of the two",))  # fmt: skip
+        if self.mask is not None and self.mask <= 1:
+            raise fail("RG0104", f"{name}: `mask` is {self.mask}; it has to be over 1")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise fail("RG0104", f"{name}: `dual_clip` is {self.dual_clip}; it has to be over 1")
 
@@ -135,8 +149,8 @@ class GRPOLoss:
 
     @property
     def corrects_staleness(self) -> bool:
-        """True where the ratio, or the truncated weight, begins at the behaviour policy."""
-        return self.old == "behaviour" or self.truncate is not None
+        """True where the ratio, or another weight, begins at the behaviour policy."""
+        return self.old == "behaviour" or self.truncate is not None or self.mask is not None
 
     def needs(self) -> dict[str, str]:
         """Advantages always; a reference and the proximal policy as the options say."""
@@ -164,6 +178,10 @@ class GRPOLoss:
         loss, clipped = self._surrogate(ratio, _own(batch.advantages, batch))
         if self.truncate is not None:
             loss = loss * (old - behaviour).exp().clamp(max=self.truncate)
+        elif self.mask is not None:
+            weights = self._masked(old - behaviour, batch, self.mask)
+            emit(metrics, "train/masked_fraction", (weights == 0).to(weights.dtype))
+            loss = loss * weights
         if batch.reference is not None:
             reference = _own(batch.reference, batch)
             emit(metrics, "train/kl", kl_estimate(logprobs.detach(), reference, "k3"))
@@ -182,6 +200,16 @@ class GRPOLoss:
             total, weight = normalized(loss, batch, self.normalize)
         _emit_loss(metrics, "train/loss", total, weight)
         return total, weight
+
+    def _masked(self, apart: Tensor, batch: TrainBatch, bound: float) -> Tensor:
+        """The ratio from the behaviour policy of each token or sequence; 0 for what is left out."""
+        if self.mask_by == "token":
+            ratio = apart.exp()
+            return ratio.where((ratio <= bound) & (ratio >= 1 / bound), 0.0)
+        owner = _owners(batch)
+        sums = apart.new_zeros(len(batch.samples)).index_add(0, owner, apart)
+        ratio = sums.exp()[owner]
+        return ratio.where(ratio <= bound, 0.0)
 
     def _old(self, logprobs: Tensor, behaviour: Tensor, batch: TrainBatch) -> Tensor:
         if self.old == "behaviour":
@@ -325,11 +353,16 @@ def normalized(
     """
     if normalize == "token":
         return terms.sum(), float(len(terms))
+    owner = _owners(batch)
+    counts = owner.bincount(minlength=len(batch.samples))
+    return (terms / counts[owner]).sum(), float((counts > 0).sum())
+
+
+def _owners(batch: TrainBatch) -> Tensor:
+    """int64: of each of the policy's own tokens, or steps, the sample that it belongs to."""
     samples = batch.samples
     rows = samples.lengths.new_ones(len(samples)).cumsum(0) - 1
-    owner = _own(rows.repeat_interleave(samples.lengths), batch)
-    counts = owner.bincount(minlength=len(samples))
-    return (terms / counts[owner]).sum(), float((counts > 0).sum())
+    return _own(rows.repeat_interleave(samples.lengths), batch)
 
 
 def _without(**read: bool) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rlinf_graph import rl
 from rlinf_graph.nodes.engine import Outputs, TrainBatch
 from rlinf_graph.nodes.loss import kl_estimate
 from rlinf_graph.nodes.metric import Metrics
+from rlinf_graph.nodes.mismatch import Compared
 from tests.nodes.conftest import cut, random_batch
 
 CLOSE = {"rel": 1e-9, "abs": 1e-9}
@@ -29,6 +30,8 @@ POLICY_LOSSES = [
     rl.GRPOLoss(old="proximal"),
     rl.GRPOLoss(old="proximal", truncate=1.1),
     rl.GRPOLoss(old="current", truncate=1.5, normalize="sequence"),
+    rl.GRPOLoss(old="current", mask=1.3),
+    rl.GRPOLoss(old="proximal", mask=1.5, mask_by="sequence"),
 ]
 
 
@@ -37,6 +40,18 @@ def tokens_of(batch: TrainBatch) -> list[list[int]]:
     starts = [0, *batch.samples.lengths.cumsum(0).tolist()]
     spans = [range(a, b) for a, b in itertools.pairwise(starts)]
     return [[t for t in span if batch.samples.mask[t]] for span in spans]
+
+
+def masked_weight(loss: rl.GRPOLoss, batch: Any, logprobs: Tensor, t: int) -> float:
+    """IcePop's mask of a token; the mask of a sequence by its product of ratios."""
+    old = batch.proximal if loss.old == "proximal" else logprobs.detach()
+    apart = [float(old[i]) - float(batch.samples.logprobs[i]) for i in range(len(old))]
+    if loss.mask_by == "token":
+        ratio = math.exp(apart[t])
+        return ratio if 1 / loss.mask <= ratio <= loss.mask else 0.0
+    (row,) = (row for row in tokens_of(batch) if t in row)
+    ratio = math.exp(sum(apart[i] for i in row))
+    return ratio if ratio <= loss.mask else 0.0
 
 
 def expected_token(
@@ -53,6 +68,8 @@ def expected_token(
         objective = max(objective, loss.dual_clip * advantage)
     if loss.truncate is not None:
         objective *= min(math.exp(old[loss.old] - behaviour), loss.truncate)
+    if loss.mask is not None:
+        objective *= masked_weight(loss, batch, logprobs, t)
     reference = float(batch.reference[t])
     divergence = {
         "k1": current - reference,
@@ -100,6 +117,28 @@ def test_gradients_are_those_of_the_papers(loss: rl.GRPOLoss) -> None:
         divisor = loss.length if loss.normalize == "length" else share
         slope = (ends[0] - ends[1]) / (2 * step) / (divisor or 1)
         assert float(logprobs.grad[t]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+def test_masks_leave_something_out_and_something_in() -> None:
+    batch, logprobs, _, _ = random_batch()
+    for by in ("token", "sequence"):
+        metrics = Metrics()
+        loss = rl.GRPOLoss(old="proximal", mask=1.02, mask_by=by)
+        loss(Outputs(logprobs=logprobs), batch, metrics)
+        assert 0 < metrics.values()["train/masked_fraction"] < 1
+
+
+def test_the_mismatch_of_rollout_and_trainer_is_told() -> None:
+    batch, logprobs, _, _ = random_batch()
+    metrics, plain = Metrics(), Metrics()
+    made = Compared(rl.GRPOLoss())(Outputs(logprobs=logprobs), batch, metrics)
+    assert made == rl.GRPOLoss()(Outputs(logprobs=logprobs), batch, plain)
+    own = batch.samples.mask
+    apart = (logprobs - batch.samples.logprobs)[own].abs()
+    told = metrics.values()
+    assert told["train/mismatch_mean"] == pytest.approx(float(apart.mean()))
+    assert told["train/mismatch_max"] == pytest.approx(float(apart.max()))
+    assert told.keys() - plain.values().keys() == {"train/mismatch_mean", "train/mismatch_max"}
 
 
 def test_current_is_a_plain_policy_gradient() -> None:

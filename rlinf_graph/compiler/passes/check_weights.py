@@ -25,7 +25,6 @@ def check_weights(graph: Graph) -> Graph:
         _named_ports_fit,
         _syncs_fit,
         _bounds_hold,
-        _mismatch,
     )
     raise_errors([d for rule in rules for d in rule(graph)])
     return graph
@@ -164,15 +163,6 @@ def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
             yield from _uncorrected(
                 graph, node, f"samples may be {bound} iteration{'s' * (bound > 1)} old"
             )
-
-
-def _mismatch(graph: Graph) -> Iterator[Diagnostic]:
-    """Another engine's probabilities are not those that the trainer computes."""
-    for model, node in graph.syncs().items():
-        engines = dict(graph.model(model).engines)
-        pair = engines.get("rollout"), engines.get("train")
-        if all(pair) and pair[0] != pair[1] and node.option("max_staleness") == 0:
-            yield from _uncorrected(graph, node, f"{pair[0]} samples and {pair[1]} trains")
 
 
 def _uncorrected(graph: Graph, sync: Node, why: str) -> Iterator[Diagnostic]:
