@@ -68,6 +68,20 @@ def test_an_update_without_emptying_the_cache_would_read_old_keys(
     assert difference(read_model(path), fresh) < CLOSE
 
 
+def test_what_vllm_forgets_on_a_cpu_is_still_forgotten(
+    engine: VllmEngine, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlinf_graph.engines.vllm import weights
+
+    new = write_weights(path, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "_pack_again", lambda *_: None)
+        engine.update_weights(new.named_parameters(), 1)
+    assert difference(new, engine.generate(ask(*TEXTS), SAMPLING, KEY, 1)) > 0.01
+    engine.update_weights(new.named_parameters(), 2)
+    assert difference(new, engine.generate(ask(*TEXTS), SAMPLING, KEY, 2)) < CLOSE
+
+
 @pytest.mark.parametrize(
     ("model_type", "settings"),
     [
