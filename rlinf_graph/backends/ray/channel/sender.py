@@ -111,6 +111,7 @@ class Sender:
                 self._collect()
                 lease = self._leases.get(key)
                 if lease is None or lease.items < 1 or lease.nbytes < size:
+                    self._watch()  # what is leased and not enough goes back while this one waits
                     return False
             now = time.monotonic()
             lease.items, lease.nbytes, lease.used = lease.items - 1, lease.nbytes - size, now
