@@ -137,18 +137,10 @@ class Broker:
 
     async def put(self, peer: str, number: int, groups: Sequence[Group]) -> Reply:
         """Leased items are here; by key, what is leased besides; segments that are free.
-
-        Ray may start calls of an asynchronous actor out of order: `number` counts the peer's.
+        `number` counts the peer's.
         """
         self._hear(peer, "put")
-        if number != self._turns[peer]:
-            self._early[peer, number] = asyncio.get_running_loop().create_future()
-            await self._early[peer, number]
-            del self._early[peer, number]
-        self._turns[peer] = number + 1
-        following = self._early.get((peer, number + 1))
-        if following is not None:
-            following.set_result(None)
+        await self._turn(f"puts of {peer}", number)
         added: dict[Key, tuple[int, int]] = {}
         try:
             for key, block, rows, ask in groups:
@@ -164,6 +156,7 @@ class Broker:
     async def take(
         self,
         ticket: Any,
+        number: int,
         notice: Notice,
         count: int,
         target: float | None,
@@ -173,6 +166,7 @@ class Broker:
         """Items for a consumer: runs, and how many of them are taken. See `Exchange.take`."""
         peer, key = ticket[0], notice.key
         self._hear(peer, f"get from {key!r}")
+        await self._turn(f"gets of {peer}", number)
         self._note(peer, notice)
         future = self._expect(ticket)
         wait = timeout is None or timeout > 0
@@ -180,20 +174,26 @@ class Broker:
         what = "get" if target is None else f"get_batch of weight {target:g}"
         return await self._answer(ticket, future, timeout, f"{what} from key {key!r}", key)
 
-    async def ahead(self, peer: str, notice: Notice, count: int) -> Reply:
+    async def ahead(self, peer: str, number: int, notice: Notice, count: int) -> Reply:
         """Items to hold for a consumer, without waiting."""
         self._hear(peer, f"get from {notice.key!r}")
+        await self._turn(f"gets of {peer}", number)
         self._note(peer, notice)
         return Reply((_runs(self._exchange.ahead(peer, notice.key, count)), 0))
 
-    async def tell(self, peer: str, notices: Sequence[Notice]) -> None:
-        """Items were taken, items and leases come back."""
+    async def tell(self, peer: str, notices: Sequence[Notice], number: int | None = None) -> None:
+        """Items were taken, items and leases come back; `number` is of a consumer's message."""
         self._messages += 1
+        if number is not None:
+            await self._turn(f"gets of {peer}", number)
         for notice in notices:
             self._note(peer, notice)
 
-    async def withdraw(self, ticket: Any) -> None:
-        """Nobody waits for the answer any more. If there is one already, it stands."""
+    async def withdraw(self, ticket: Any, number: int | None = None) -> None:
+        """Nobody waits for the answer any more. If there is one already, it stands. `number` is of
+        a consumer's message."""
+        if number is not None:
+            await self._turn(f"gets of {ticket[0]}", number)
         if self._exchange.withdraw(ticket):
             self._resolve(ticket, TimedOut("withdrawn"))
 
@@ -237,6 +237,18 @@ class Broker:
         }
         names = tuple(str(peer) for peer in self._peers.values())
         return Statistics(keys, names, self._messages, self._exchange.closed)
+
+    async def _turn(self, whose: str, number: int) -> None:
+        """Wait until the messages before this one have been heard: Ray may start calls of an
+        asynchronous actor out of order."""
+        if number != self._turns[whose]:
+            self._early[whose, number] = asyncio.get_running_loop().create_future()
+            await self._early[whose, number]
+            del self._early[whose, number]
+        self._turns[whose] = number + 1
+        following = self._early.get((whose, number + 1))
+        if following is not None:
+            following.set_result(None)
 
     def _hear(self, peer: str, what: str) -> None:
         self._messages += 1

@@ -41,7 +41,7 @@ class End:
         except RayError as error:
             raise steps.lost(error) from error
         self.sender = Sender(broker, self.peer.id, shares=limits.shares)
-        self.receiver = Receiver(broker, self.peer.id)
+        self.receiver = Receiver(broker, self.peer.id, prioritised=limits.prioritised)
 
     def leave(self) -> None:
         """Send and give back everything; the death of this process is no failure from now on."""

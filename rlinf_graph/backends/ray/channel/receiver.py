@@ -8,14 +8,22 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import ray
 
-from rlinf_graph.backends.ray.channel.broker import Notice, Reply, Run
-from rlinf_graph.backends.ray.channel.carry import Block, Opened
+from rlinf_graph.backends.ray.channel.arrived import (
+    Arrivals,
+    Here,
+    Source,
+    Stretch,
+    after_first,
+    each,
+    single,
+    stretches,
+)
+from rlinf_graph.backends.ray.channel.broker import Notice, Reply
+from rlinf_graph.backends.ray.channel.carry import Opened
 from rlinf_graph.backends.ray.channel.lane import Span
 from rlinf_graph.backends.ray.channel.shared import Segment, Window
 from rlinf_graph.backends.ray.channel.state import Key
@@ -29,104 +37,27 @@ MOST = 2048
 """Items that a consumer is given at once."""
 
 
-class _Source:
-    """A block that is opened when its first item is read. `segment` is where it lies, if it is in
-    shared memory."""
+class _Asked(NamedTuple):
+    """A question to the broker."""
 
-    def __init__(self, block: Any) -> None:
-        """A block, or a reference of one."""
-        self.block: Any = block
-        self.opened: Opened | None = None
-        self.segment: Segment | None = None
-        if isinstance(block, Block) and isinstance(block.data, Segment):
-            self.segment = block.data
-
-    def open(self, window: Window) -> Steps[Opened]:
-        """The block, fetched once."""
-        block = self.block
-        if self.opened is None:
-            if isinstance(block, ray.ObjectRef):
-                block = yield block
-            self.opened = Opened(block, window.open(self.segment) if self.segment else None)
-            self.block = None
-        return self.opened
-
-
-class _Here(NamedTuple):
-    """An item at this process."""
-
-    source: _Source
-    index: int
-    sequence: int
-
-
-@dataclass
-class _Stretch:
-    """Items in a row at this process, of which the first are read."""
-
-    source: _Source
-    index: int
-    sequence: int
-    count: int
-
-
-@dataclass
-class _Lane:
-    """One key. `left` items are here; `taken` is what the broker has not been told yet, `ahead` a
-    question to it."""
-
-    here: deque[_Stretch] = field(default_factory=deque)
-    left: int = 0
-    taken: list[Span] = field(default_factory=list)
-    want: int = 1
-    asked: float = 0.0
-    last: float = 0.0
-    ahead: Any = None
-
-    def pop(self) -> _Here:
-        """The next item."""
-        stretch = self.here[0]
-        item = _Here(stretch.source, stretch.index, stretch.sequence)
-        self.left -= 1
-        if stretch.count == 1:
-            self.here.popleft()
-        else:
-            stretch.index += 1
-            stretch.sequence += 1
-            stretch.count -= 1
-        return item
-
-    def add(self, stretches: Sequence[_Stretch], *, first: bool = False) -> None:
-        """Items have come; before those that are here, where they are the `first`."""
-        if first:
-            self.here.extendleft(reversed(stretches))
-        else:
-            self.here.extend(stretches)
-        self.left += sum(stretch.count for stretch in stretches)
-
-    def take(self, sequence: int) -> None:
-        """An item is read, which the broker will be told."""
-        if self.taken:
-            first, count = self.taken[-1]
-            if first + count == sequence:
-                self.taken[-1] = first, count + 1
-                return
-        self.taken.append((sequence, 1))
+    ticket: Any
+    reference: Any
 
 
 class Receiver:
     """Gets of one process. Threads may share it."""
 
-    def __init__(self, broker: Any, peer: str) -> None:
-        """Nothing is here."""
+    def __init__(self, broker: Any, peer: str, *, prioritised: bool) -> None:
+        """Nothing is here. `prioritised` says that items do not come by age."""
         self._broker, self._peer = broker, peer
         self._lock = threading.Lock()
-        self._lanes: dict[Key, _Lane] = {}
+        self._lanes: dict[Key, Arrivals] = {}
         self._window = Window()
         self._freed: deque[Segment] = deque()
         self._orphans: list[tuple[Any, Key]] = []
         self._ticking = self._left = False
         self._tickets = itertools.count()
+        self._number, self._prioritised = 0, prioritised
 
     def try_get(self, key: Key) -> tuple[Any] | None:
         """An item that is here and whose block has been read, in a tuple."""
@@ -144,41 +75,30 @@ class Receiver:
             EndOfStream, Empty, TimedOut, PeerFailed: see `Channel.get`.
         """
         while True:
+            asked = item = None
             with self._lock:
                 lane = self._lane(key)
                 source = lane.here[0].source if lane.here else None
-                item = self._pop(key, lane) if source and source.opened else None
-                ahead = lane.ahead
-                orphan = self._orphan(key)
+                before = self._before(key, lane)
+                if source is not None and source.opened:
+                    item = self._pop(key, lane)
+                elif source is None and before is None:
+                    asked = self._ask_one(key, lane, timeout, own=own)
             if item is not None:
                 return (yield from self._read(item))
             if source is not None:
                 yield from source.open(self._window)
-            elif orphan is not None:
-                yield orphan
-                with self._lock:
-                    self._adopt()
-            elif ahead is not None:
-                reply: Reply = yield ahead
-                with self._lock:
-                    self._absorb_ahead(lane, ahead, reply)
-            else:
-                items = yield from self._ask_one(key, lane, timeout, own=own)
-                if items:
-                    return (yield from self._read(_single(items)))
+            elif asked is None:
+                yield from self._await(lane, before)
+            elif items := (yield from self._answer(key, asked, None, own=own)):
+                return (yield from self._read(single(items)))
 
-    def _ask_one(
-        self, key: Key, lane: _Lane, timeout: float | None, *, own: bool
-    ) -> Steps[list[_Stretch]]:
-        """An item of the caller's own; without `own` none, but it is here."""
-        with self._lock:
-            now = time.monotonic()
-            quick = now - lane.last < QUICK_S and lane.asked
-            lane.want = min(8 * lane.want, MOST) if quick else 1
-            lane.asked = now
-            notice = self._notice(key, lane)
-            count = lane.want
-        return (yield from self._ask(key, notice, count, None, timeout, own=own))
+    def _ask_one(self, key: Key, lane: Arrivals, timeout: float | None, *, own: bool) -> _Asked:
+        now = time.monotonic()
+        quick = now - lane.last < QUICK_S and lane.asked
+        lane.want = min(8 * lane.want, MOST) if quick else 1
+        lane.asked = now
+        return self._take(self._notice(key, lane), lane.want, None, timeout, own=own)
 
     def get_batch(
         self, weight: float, key: Key, timeout: float | None, *, own: bool
@@ -191,26 +111,19 @@ class Receiver:
         while True:
             with self._lock:
                 lane = self._lane(key)
-                ahead, orphan = lane.ahead, self._orphan(key)
-            if orphan is not None:
-                yield orphan
-                with self._lock:
-                    self._adopt()
-            elif ahead is not None:
-                reply: Reply = yield ahead
-                with self._lock:
-                    self._absorb_ahead(lane, ahead, reply)
-            else:
-                break
-        with self._lock:
-            notice = self._notice(key, lane, back=True)
-        items = yield from self._ask(key, notice, 1, weight, timeout, own=own)
+                before = self._before(key, lane)
+                if before is None:
+                    notice = self._notice(key, lane, back=True)
+                    asked = self._take(notice, 1, weight, timeout, own=own)
+                    break
+            yield from self._await(lane, before)
+        items = yield from self._answer(key, asked, weight, own=own)
         try:
             for item in items:
                 yield from item.source.open(self._window)
         except GeneratorExit:
             with self._lock:
-                self._lane(key).add(items, first=True)
+                self._lane(key).add(items, first=self._prioritised)
                 self._watch()
             raise
         with self._lock:
@@ -218,23 +131,31 @@ class Receiver:
                 self._lane(key).taken.extend((item.sequence, item.count) for item in items)
                 self._watch()
         batch: list[Any] = []
-        for source, index, _sequence in _each(items):
+        for source, index, _sequence in each(items):
             opened = yield from source.open(self._window)
             batch.append(self._value(source, opened, index))
         return batch
 
-    def _orphan(self, key: Key) -> Any:
-        return next((reference for reference, at in self._orphans if at == key), None)
+    def _before(self, key: Key, lane: Arrivals) -> Any:
+        """An answer that is on its way and has older items than the next one asked for."""
+        orphan = next((reference for reference, at in self._orphans if at == key), None)
+        return lane.ahead if orphan is None else orphan
+
+    def _await(self, lane: Arrivals, before: Any) -> Steps[None]:
+        reply: Reply = yield before
+        with self._lock:
+            self._adopt()
+            self._absorb_ahead(lane, before, reply)
 
     def leave(self) -> None:
         """Give everything back."""
         with self._lock:
             self._left = True
-            lanes = self._lanes or {None: _Lane()}
+            lanes = self._lanes or {None: Arrivals()}
             notices = [self._notice(k, lane, back=True) for k, lane in lanes.items()]
             self._lanes.clear()
             if notices := [n for n in notices if n.taken or n.back or n.freed]:
-                self._broker.tell.remote(self._peer, notices)
+                self._tell(notices)
 
     def tick(self, now: float) -> bool:
         """Tell what was taken and give back what is not read; whether there is more to come."""
@@ -243,7 +164,7 @@ class Receiver:
                 self._adopt()
                 notices = [n for k, lane in self._lanes.items() for n in self._due(k, lane, now)]
                 if notices:
-                    self._broker.tell.remote(self._peer, notices)
+                    self._tell(notices)
             except Exception:  # the broker is gone: the next get says so
                 self._ticking = False
                 return False
@@ -253,33 +174,39 @@ class Receiver:
             )
             return self._ticking
 
-    def _ask(
-        self,
-        key: Key,
-        notice: Notice,
-        count: int,
-        target: float | None,
-        timeout: float | None,
-        *,
-        own: bool,
-    ) -> Steps[list[_Stretch]]:
-        """What the broker answers: items that are the caller's; others go to the lane. Without a
-        target the caller's is one."""
+    def _tell(self, notices: list[Notice]) -> None:
+        self._broker.tell.remote(self._peer, notices, self._number)
+        self._number += 1
+
+    def _take(
+        self, notice: Notice, count: int, target: float | None, timeout: float | None, *, own: bool
+    ) -> _Asked:
+        """Ask the broker, which hears this end's messages in the order of their numbers."""
         ticket = (self._peer, "get", next(self._tickets))
-        reference = self._broker.take.remote(ticket, notice, count, target, timeout, own)
+        asked = (ticket, self._number, notice, count, target, timeout, own)
+        reference = self._broker.take.remote(*asked)
+        self._number += 1
+        return _Asked(ticket, reference)
+
+    def _answer(
+        self, key: Key, asked: _Asked, target: float | None, *, own: bool
+    ) -> Steps[list[Stretch]]:
+        """What the broker answers: items that are the caller's; others go to the lane. Without a
+        target the caller's is one; without `own` it is in the lane, too."""
         try:
-            runs, _taken = (yield reference).taken()
+            runs, _taken = (yield asked.reference).taken()
         except GeneratorExit:
-            self._broker.withdraw.remote(ticket)
             with self._lock:
-                self._orphans.append((reference, key))
+                self._broker.withdraw.remote(asked.ticket, self._number)
+                self._number += 1
+                self._orphans.append((asked.reference, key))
                 self._watch()
             raise
-        items = _stretches(runs)
+        items = stretches(runs)
         with self._lock:
             lane = self._lane(key)
             if target is None and own:
-                lane.add(_after_first(items))
+                lane.add(after_first(items))
             elif target is None:
                 lane.add(items)
                 items = []
@@ -288,7 +215,7 @@ class Receiver:
                 self._watch()
         return items
 
-    def _pop(self, key: Key, lane: _Lane) -> _Here:
+    def _pop(self, key: Key, lane: Arrivals) -> Here:
         """The next item that is here; more are asked for when half are read."""
         item = lane.pop()
         lane.take(item.sequence)
@@ -296,16 +223,18 @@ class Receiver:
         if lane.ahead is None and lane.want > 1 and 2 * lane.left <= lane.want:
             lane.want = min(8 * lane.want, MOST)
             notice = self._notice(key, lane)
-            lane.ahead = self._broker.ahead.remote(self._peer, notice, lane.want)
+            asked = (self._peer, self._number, notice, lane.want)
+            lane.ahead = self._broker.ahead.remote(*asked)
+            self._number += 1
         if not self._ticking:
             self._watch()
         return item
 
-    def _read(self, item: _Here) -> Steps[Any]:
+    def _read(self, item: Here) -> Steps[Any]:
         opened = yield from item.source.open(self._window)
         return self._value(item.source, opened, item.index)
 
-    def _value(self, source: _Source, opened: Opened, index: int) -> Any:
+    def _value(self, source: Source, opened: Opened, index: int) -> Any:
         """An item, and when its memory is free."""
         segment = source.segment
         if segment is None:
@@ -325,13 +254,12 @@ class Receiver:
     def tell_late(self) -> None:
         """Memory was released after this end has left."""
         with self._lock, contextlib.suppress(Exception):
-            notice = self._notice(None, _Lane())
-            self._broker.tell.remote(self._peer, [notice])
+            self._tell([self._notice(None, Arrivals())])
 
-    def _absorb_ahead(self, lane: _Lane, ahead: Any, reply: Reply) -> None:
+    def _absorb_ahead(self, lane: Arrivals, ahead: Any, reply: Reply) -> None:
         if lane.ahead is ahead:
             lane.ahead = None
-            lane.add(_stretches(reply.value[0]))
+            lane.add(stretches(reply.value[0]))
             self._watch()
 
     def _adopt(self) -> None:
@@ -343,10 +271,10 @@ class Receiver:
                 continue
             reply: Reply = ray.get(reference)
             if reply.error is None:
-                self._lane(key).add(_stretches(reply.value[0]), first=True)
+                self._lane(key).add(stretches(reply.value[0]), first=self._prioritised)
         self._orphans = left
 
-    def _due(self, key: Key, lane: _Lane, now: float) -> list[Notice]:
+    def _due(self, key: Key, lane: Arrivals, now: float) -> list[Notice]:
         if lane.ahead is not None and ray.wait([lane.ahead], timeout=0)[0]:
             self._absorb_ahead(lane, lane.ahead, ray.get(lane.ahead))
         quiet = now - lane.last
@@ -356,7 +284,7 @@ class Receiver:
             return [self._notice(key, lane, back=idle)]
         return []
 
-    def _notice(self, key: Key, lane: _Lane, *, back: bool = False) -> Notice:
+    def _notice(self, key: Key, lane: Arrivals, *, back: bool = False) -> Notice:
         taken, lane.taken = lane.taken, []
         returned: list[Span] = []
         if back:
@@ -369,10 +297,10 @@ class Receiver:
             freed[segment] = freed.get(segment, 0) + 1
         return Notice(key, taken, returned, freed=tuple(freed.items()))
 
-    def _lane(self, key: Key) -> _Lane:
+    def _lane(self, key: Key) -> Arrivals:
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane()
+            lane = self._lanes[key] = Arrivals()
         return lane
 
     def _watch(self) -> None:
@@ -390,36 +318,3 @@ def _serve_late() -> None:
 
 
 threading.Thread(target=_serve_late, daemon=True).start()
-
-
-def _stretches(runs: Sequence[Run]) -> list[_Stretch]:
-    """Items as the broker gives them; those of a block share its source."""
-    found: list[_Stretch] = []
-    last: Any = None
-    for block, index, sequence, count in runs:
-        source = found[-1].source if found and block is last else _Source(block)
-        last = block
-        found.append(_Stretch(source, index, sequence, count))
-    return found
-
-
-def _after_first(items: list[_Stretch]) -> list[_Stretch]:
-    """All but the first item, which alone is left in `items`."""
-    first, *others = items
-    if first.count > 1:
-        after = _Stretch(first.source, first.index + 1, first.sequence + 1, first.count - 1)
-        others.insert(0, after)
-        first.count = 1
-    items[1:] = []
-    return others
-
-
-def _single(items: list[_Stretch]) -> _Here:
-    (first,) = items
-    return _Here(first.source, first.index, first.sequence)
-
-
-def _each(items: list[_Stretch]) -> Iterator[_Here]:
-    for item in items:
-        for number in range(item.count):
-            yield _Here(item.source, item.index + number, item.sequence + number)
