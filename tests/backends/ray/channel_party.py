@@ -102,10 +102,10 @@ def read_item(item: Any) -> tuple[int, int]:
     """
     if isinstance(item, tuple):
         _kind, party, number, rest = item
-        good = set(rest) <= {"x"}
+        good = rest == "x" * len(rest)
     elif isinstance(item, bytes):
         party, number = item[0], int.from_bytes(item[1:4], "big")
-        good = set(item[4:]) <= {number % 251}
+        good = item[4:] == bytes([number % 251]) * (len(item) - 4)
     elif isinstance(item, dict):
         party, number = int(item["array"][0]), int(item["array"][-1])
         good = bool((item["array"][1:] == number).all() and (item["rest"] == number).all())

@@ -95,6 +95,19 @@ def test_concurrent_batches_do_not_take_half_each() -> None:
     assert desk.weights(second) == [2, 2]
 
 
+def test_ordered_channel_gives_nothing_younger_than_what_the_same_process_holds() -> None:
+    desk = Desk(ordered=True)
+    for weight in (1, 2, 3, 4):
+        desk.put("a", weight)
+    desk.exchange.take("thread", "c", "a", 3)
+    assert desk.weights("thread") == [1, 2, 3]
+    desk.exchange.take("other", "c", "a", 3)
+    assert "other" not in desk.answers
+    held = [(item.sequence, item.count) for item in desk.answers["thread"].items[1:]]
+    desk.exchange.put_back("c", "a", held)
+    assert desk.weights("other")[0] == 2
+
+
 def test_first_item_that_is_heavier_than_the_target_comes_alone() -> None:
     desk = Desk()
     for weight in (9, 1):
@@ -352,10 +365,8 @@ class Traffic(RuleBasedStateMachine):
         for lane in self.exchange.lanes.values():
             if lane.rooms:
                 assert not self.exchange._fits(lane, lane.rooms[0].nbytes)
-            alone = not self.ordered or not lane.others_hold(
-                lane.wants[0].peer if lane.wants else ""
-            )
-            if lane.wants and lane.queue and alone:
+            free = not (self.ordered and any(lane.held.values()))
+            if lane.wants and lane.queue and free:
                 target = lane.wants[0].target
                 assert target is not None
                 assert lane.weight < target

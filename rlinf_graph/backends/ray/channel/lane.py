@@ -154,10 +154,6 @@ class Lane:
             self.nbytes -= item.nbytes * item.count
             self.went += item.count
 
-    def others_hold(self, peer: str) -> bool:
-        """Whether items are held for other consumers."""
-        return any(held for other, held in self.held.items() if other != peer)
-
     def pending(self) -> bool:
         """Whether leases or held items may still turn into queued ones."""
         return bool(self.leases) or any(self.held.values())
