@@ -105,7 +105,7 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
     for kept in report.carried:
         yield f" carried:  {kept.source} ⇢ {kept.target}   {kept.type}, to the next iteration"
     if text := engines_text(report):
-        yield f" engines:  {text}"
+        yield from paragraph(" engines: ", text, width, indent=4)
     for row in report.rows:
         if text := words.settings(row):
             yield from paragraph(f" {row.number} {row.name}:", text, width, indent=4)
