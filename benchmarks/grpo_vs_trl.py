@@ -41,6 +41,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: TRL would go before us
+
 from grpo_of_trl import REWARDS
 
 from rlinf_graph import rl
