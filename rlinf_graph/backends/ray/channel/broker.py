@@ -126,10 +126,11 @@ class Broker:
         return self._exchange.limits
 
     async def lease(
-        self, ticket: Any, key: Key, nbytes: int, ask: int, timeout: float | None
+        self, ticket: Any, number: int, key: Key, nbytes: int, ask: int, timeout: float | None
     ) -> Reply:
         """Room for an item; see `Exchange.lease`. A timeout of 0 s does not wait."""
         self._hear(ticket[0], f"put under {key!r}")
+        await self._turn(f"leases of {ticket[0]}", number)
         future = self._expect(ticket)
         wait = timeout is None or timeout > 0
         self._exchange.lease(ticket, ticket[0], key, nbytes, ask, wait=wait)
@@ -189,11 +190,10 @@ class Broker:
         for notice in notices:
             self._note(peer, notice)
 
-    async def withdraw(self, ticket: Any, number: int | None = None) -> None:
-        """Nobody waits for the answer any more. If there is one already, it stands. `number` is of
-        a consumer's message."""
-        if number is not None:
-            await self._turn(f"gets of {ticket[0]}", number)
+    async def withdraw(self, ticket: Any, among: str, number: int) -> None:
+        """Nobody waits for the answer any more. If there is one already, it stands. `number` counts
+        the peer's messages `among` its gets or leases."""
+        await self._turn(f"{among} of {ticket[0]}", number)
         if self._exchange.withdraw(ticket):
             self._resolve(ticket, TimedOut("withdrawn"))
 

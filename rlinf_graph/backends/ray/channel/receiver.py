@@ -197,7 +197,7 @@ class Receiver:
             runs, _taken = (yield asked.reference).taken()
         except GeneratorExit:
             with self._lock:
-                self._broker.withdraw.remote(asked.ticket, self._number)
+                self._broker.withdraw.remote(asked.ticket, "gets", self._number)
                 self._number += 1
                 self._orphans.append((asked.reference, key))
                 self._watch()

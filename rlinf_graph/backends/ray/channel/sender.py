@@ -69,11 +69,13 @@ class Sender:
         self._rows: dict[Key, list[Row]] = {}
         self._groups: list[Group] = []
         self._sent: deque[Any] = deque()
+        self._abandoned: list[tuple[Any, Key]] = []
         self._flushed = self._looked = 0.0
         self._look_at = LOOK
         self._ticking = False
         self._error: ChannelError | None = None
         self._tickets, self._numbers = itertools.count(), itertools.count()
+        self._asked = 0
 
     def put(
         self, encoded: Encoded, key: Key, weight: float, priority: float, timeout: float | None
@@ -85,17 +87,20 @@ class Sender:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.try_put(encoded, key, weight, priority):
-            lease = self._lease(key)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ticket = (self._peer, "put", next(self._tickets))
-            asked = (ticket, key, encoded.nbytes, lease.ask, left)
-            reference = self._broker.lease.remote(*asked)
+            with self._lock:
+                ask = self._leases.setdefault(key, _Lease()).ask
+                asked = (ticket, self._asked, key, encoded.nbytes, ask, left)
+                reference = self._broker.lease.remote(*asked)
+                self._asked += 1
             try:
                 more = (yield reference).taken()
             except GeneratorExit:
-                self._broker.withdraw.remote(ticket)
                 with self._lock:
-                    self._sent.append((reference, (key,)))
+                    self._broker.withdraw.remote(ticket, "leases", self._asked)
+                    self._asked += 1
+                    self._abandoned.append((reference, key))
                     self._watch()
                 raise
             self._add(key, more)
@@ -136,8 +141,7 @@ class Sender:
         with self._lock:
             self._flush()
             sent = list(self._sent)
-        for reference, _key in sent:
-            yield reference
+        yield from sent
         with self._lock:
             self._collect()
             if self._error is not None:
@@ -177,7 +181,9 @@ class Sender:
             except Exception as error:  # the next put raises it; a thread has nobody to raise it at
                 self._error = self._error or ChannelError(f"{type(error).__name__}: {error}")
             left = any(lease.items or lease.nbytes for lease in self._leases.values())
-            self._ticking = self._error is None and bool(self._unsent() or self._sent or left)
+            self._ticking = self._error is None and bool(
+                self._unsent() or self._sent or self._abandoned or left
+            )
             return self._ticking
 
     def _unsent(self) -> bool:
@@ -250,31 +256,38 @@ class Sender:
             return
         groups, self._groups = self._groups, []
         while len(self._sent) >= ON_THE_WAY:
-            self._take_reply(*self._sent.popleft())
-        self._sent.append((self._broker.put.remote(self._peer, next(self._numbers), groups), None))
+            self._take_reply(self._sent.popleft())
+        self._sent.append(self._broker.put.remote(self._peer, next(self._numbers), groups))
         self._flushed = time.monotonic()
 
     def _collect(self, *, wait: bool = True) -> None:
-        """Take in replies. None of them waits for anything at the broker, unless abandoned."""
+        """Take in replies. Those to puts wait for nothing at the broker."""
+        self._adopt()
         while self._sent:
-            reference, key = self._sent[0]
-            wait = wait and key is None and not self._ticking_thread()
-            if not wait and not ray.wait([reference], timeout=0)[0]:
+            ready = ray.wait([self._sent[0]], timeout=0)[0]
+            if not ready and (not wait or self._ticking_thread()):
                 return
-            self._sent.popleft()
-            self._take_reply(reference, key)
+            self._take_reply(self._sent.popleft())
+
+    def _adopt(self) -> None:
+        """Leases that came for callers who were cancelled."""
+        left: list[tuple[Any, Key]] = []
+        for reference, key in self._abandoned:
+            if not ray.wait([reference], timeout=0)[0]:
+                left.append((reference, key))
+                continue
+            reply: Reply = ray.get(reference)
+            if reply.error is None:
+                self._add_locked(key, reply.value)
+        self._abandoned = left
 
     @staticmethod
     def _ticking_thread() -> bool:
         return threading.current_thread().name == "channels"
 
-    def _take_reply(self, reference: Any, abandoned: tuple[Key] | None) -> None:
-        """Of a put, or of a lease under a key that nobody waits for any more."""
+    def _take_reply(self, reference: Any) -> None:
+        """Of a put."""
         reply: Reply = ray.get(reference)
-        if abandoned is not None:
-            if reply.error is None:
-                self._add_locked(abandoned[0], reply.value)
-            return
         if reply.error is not None:
             self._error = self._error or reply.error
         added, freed = reply.value
@@ -283,10 +296,6 @@ class Sender:
         for segment in freed:
             if self._pool:
                 self._pool.give_back(segment)
-
-    def _lease(self, key: Key) -> _Lease:
-        with self._lock:
-            return self._leases.setdefault(key, _Lease())
 
     def _add(self, key: Key, more: tuple[int, int]) -> None:
         with self._lock:
