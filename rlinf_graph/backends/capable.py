@@ -7,80 +7,96 @@ from collections.abc import Iterator, Mapping
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors
 from rlinf_graph.ir.graph import Graph, Node
-from rlinf_graph.ir.plan import NodePlan, Plan
-from rlinf_graph.nodes.capabilities import Layout, Support, layout_refusal
-from rlinf_graph.nodes.installed import packages_of
+from rlinf_graph.ir.plan import Plan
+from rlinf_graph.nodes.capabilities import Layout, Support, architecture_of, layout_refusal
+from rlinf_graph.nodes.installed import Installed
 from rlinf_graph.nodes.registry import capabilities_of, engine_names
+
+PLANNED = "such a plan can be made and explained, not run"
 
 
 def check_engines(
-    graph: Graph, plan: Plan, cluster: Cluster, pythons: Mapping[str, str] | None = None
+    graph: Graph,
+    plan: Plan,
+    cluster: Cluster,
+    installed: Installed | None = None,
+    shapes: Mapping[str, tuple[bool, bool]] | None = None,
 ) -> None:
-    """Return when every engine is there and can spread its node as planned.
+    """Return when every engine is there and can run its node as planned.
 
     Args:
         graph: of the plan.
         plan: names the engines.
         cluster: says on which kind of device each runs.
-        pythons: interpreters that engines run in, by engine.
+        installed: what engines have of what they need; by default here.
+        shapes: by model, whether its embeddings are tied and whether it is a mixture of experts.
 
     Raises:
-        CompileError: RG0503, a diagnostic for each node.
+        CompileError: RG0513, a diagnostic for each node.
     """
-    found = [
-        diagnostic
-        for leaf in plan.leaves()
-        for kind in [cluster.group_of(leaf.devices[0]).device.kind]
-        for diagnostic in _refusals(graph.node(leaf.node), plan.settings(leaf.node), kind, pythons)
-    ]
+    found: list[Diagnostic] = []
+    for leaf in plan.leaves():
+        node, settings = graph.node(leaf.node), plan.settings(leaf.node)
+        kind = cluster.group_of(leaf.devices[0]).device.kind
+        tied, mixture = (shapes or {}).get(node.model or "", (False, False))
+        layout = Layout(settings, tied=tied, mixture=mixture)
+        path = graph.model(node.model).path if node.model else ""
+        problems = _problems(node, layout, kind, installed or Installed(), path)
+        found += [problem for problem in [next(problems, None)] if problem is not None]
     raise_errors(found)
 
 
-def _refusals(
-    node: Node, settings: NodePlan, kind: str, pythons: Mapping[str, str] | None
+def _problems(
+    node: Node, layout: Layout, kind: str, installed: Installed, path: str
 ) -> Iterator[Diagnostic]:
-    name = settings.engine
+    name = layout.settings.engine
     if name not in engine_names():
-        yield Diagnostic(
-            "RG0503",
+        yield _refused(
+            node,
             f"there is no engine `{name}`, which the plan names for `{node.name}`",
-            node.span,
             notes=(f"known: {', '.join(engine_names())}",),
             help=("`rlinf-graph run` without --plan plans with what is installed",),
         )
         return
-    support = capabilities_of(name).kinds.get(kind)
+    does = capabilities_of(name)
+    support = does.kinds.get(kind)
     if support is None:
-        yield Diagnostic("RG0503", f"engine `{name}` of `{node.name}` does not run on {kind}s",
-                         node.span)  # fmt: skip
+        yield _refused(node, f"engine `{name}` of `{node.name}` does not run on {kind}s")
         return
-    yield from _absent(node, name, support, (pythons or {}).get(name))
-    if refusal := layout_refusal(support, Layout(settings)):
-        yield Diagnostic(
-            "RG0503",
+    yield from _absent(node, name, support, installed)
+    if not installed.hosts(name):
+        message = f"engine `{name}` of `{node.name}` needs processes of its own"
+        yield _refused(node, message, help=("--backend ray",))
+    family = architecture_of(path)
+    if family and does.architectures and family not in does.architectures:
+        message = f"engine `{name}` of `{node.name}` knows no models of type `{family}`"
+        yield _refused(node, message, notes=(f"it knows: {', '.join(does.architectures)}",))
+    if refusal := layout_refusal(support, layout):
+        yield _refused(
+            node,
             f"engine `{name}` cannot run `{node.name}` as planned: {refusal}",
-            node.span,
-            notes=(
-                f"on {kind}s it spreads a model by: {', '.join(support.axes)}",
-                "such a plan can be made and explained, not run",
-            ),
+            notes=(f"on {kind}s it spreads a model by: {', '.join(support.axes)}", PLANNED),
         )
 
 
-def _absent(node: Node, name: str, support: Support, python: str | None) -> Iterator[Diagnostic]:
+def _absent(node: Node, name: str, support: Support, installed: Installed) -> Iterator[Diagnostic]:
     """What the engine needs and the interpreter that it runs in does not have."""
-    lacking = [package for package in packages_of(support, python) if not package.fits]
-    if lacking:
-        where = f" in {python}" if python else ""
-        yield Diagnostic(
-            "RG0503",
-            f"engine `{name}` of `{node.name}` cannot start: "
-            + "; ".join(f"{package}{where}" for package in lacking),
-            node.span,
+    if lacking := installed.lacking(name, support):
+        python = installed.python(name)
+        what = "; ".join(map(str, lacking)) + (f" in {python}" if python else "")
+        yield _refused(
+            node,
+            f"engine `{name}` of `{node.name}` cannot start: {what}",
             notes=support.notes,
             help=(
                 support.install,
-                f"--python {name}=PATH, for an interpreter of another environment that has it",
+                f"--python {name}=PATH, for an environment that has it",
                 "`rlinf-graph run` without --plan plans with what is installed",
             ),
         )
+
+
+def _refused(
+    node: Node, message: str, notes: tuple[str, ...] = (), help: tuple[str, ...] = ()
+) -> Diagnostic:
+    return Diagnostic("RG0513", message, node.span, notes=notes, help=help)

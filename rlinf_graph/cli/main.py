@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from rlinf_graph.cli.arguments import pairs_of, pythons_of, spelled_out
 from rlinf_graph.ir import diagnostic
 from rlinf_graph.ir.diagnostic import CompileError, fail
 
@@ -75,6 +76,11 @@ InitOption = Annotated[
     list[str] | None, typer.Option("--init", metavar="MODEL=FOLDER", help="a model's first weights")
 ]
 
+PythonOption = Annotated[
+    list[str] | None,
+    typer.Option("--python", metavar="ENGINE=PATH", help="the interpreter an engine runs in"),
+]
+
 
 @app.command("compile")
 def compile_command(
@@ -118,7 +124,7 @@ def compile_command(
         raise typer.BadParameter(f"the passes are {', '.join(names)}", param_hint="--dump-after")
     pipeline, others = load_pipeline(target)
     compiled = compile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), pins=read_pins(pins_file, _pairs(pins)),
+        pipeline, cluster, parameters=pairs_of(settings), pins=read_pins(pins_file, pairs_of(pins)),
         profile=read_profile(profile), after=dump, objective=_objective(objective),
         kernels=_kernels(kernels),
     )  # fmt: skip
@@ -147,6 +153,11 @@ def run_command(
     pins_file: PinsOption = None,
     profile: ProfileOption = None,
     init: InitOption = None,
+    python: PythonOption = None,
+    bucket_mb: Annotated[
+        float | None, typer.Option(min=0.001, help="of weights that travel together")
+    ] = None,
+    checksums: Annotated[bool, typer.Option("--checksums", help="check weights that come")] = False,
     out: Annotated[Path | None, typer.Option(help="folder; runs/PIPELINE by default")] = None,
     analyze: Annotated[
         bool, typer.Option("--analyze", help="print the plan with what was measured; write a trace")
@@ -163,14 +174,17 @@ def run_command(
     pipeline, _others = load_pipeline(target)
     given = None if plan is None else plans.loads(_read(plan), str(plan))
     compiled = compile_pipeline(
-        pipeline, cluster, parameters=_pairs(settings), pins=read_pins(pins_file, _pairs(pins)),
-        plan=given, profile=read_profile(profile), runnable=True,
+        pipeline, cluster, parameters=pairs_of(settings), pins=read_pins(pins_file, pairs_of(pins)),
+        plan=given, profile=read_profile(profile), runnable=True, pythons=pythons_of(python),
+        own=backend == "local",
     )  # fmt: skip
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:
         done = run_compiled(
             compiled, iterations=iterations, folder=folder, seed=seed, backend=backend,
-            address=address, initial=_pairs(init), report=report,
+            address=address, initial=pairs_of(init), report=report,
+            pythons=pythons_of(python),
+            bucket_mb=bucket_mb, checksums=checksums,
         )  # fmt: skip
     print(f"{iterations} iterations in {done.seconds:.1f} s; "
           f"{pace(compiled.plan, done.iteration_s, backend)}; results in {folder}")  # fmt: skip
@@ -196,6 +210,7 @@ def profile_command(
         typer.Option("-o", "--output", metavar="PROFILE", help="runs/PIPELINE/profile.json"),
     ] = None,
     address: AddressOption = None,
+    python: PythonOption = None,
 ) -> None:
     """Measure a pipeline's nodes on this machine; compile and run take the file they leave."""
     from rlinf_graph.cli.loading import load_pipeline
@@ -206,10 +221,11 @@ def profile_command(
     made = profile_pipeline(
         pipeline,
         cluster,
-        parameters=_pairs(settings),
-        initial=_pairs(init),
+        parameters=pairs_of(settings),
+        initial=pairs_of(init),
         seed=seed,
         address=address,
+        pythons=pythons_of(python),
     )
     path = write_profile(made.profile, output or Path("runs") / pipeline.name / "profile.json")
     print("\n".join(fit_lines(made.fits)))
@@ -227,7 +243,7 @@ def graph_command(
     """Print a pipeline's graph: its nodes, what they hand on, and what feeds back."""
     from rlinf_graph.cli.graph import show_graph
 
-    shown = show_graph(target, _pairs(settings))
+    shown = show_graph(target, pairs_of(settings))
     print(shown.text, end="")
     if output is not None:
         _write(output, shown.svg)
@@ -260,6 +276,15 @@ def nodes_command() -> None:
             print(f"    options: {', '.join(options)}")
 
 
+@app.command("engines")
+def engines_command(python: PythonOption = None) -> None:
+    """List the engines: what each can do, what it needs, and what of that is installed."""
+    from rlinf_graph.cli.engines import engines_text
+    from rlinf_graph.nodes.installed import Installed
+
+    print(engines_text(Installed(tuple(pythons_of(python).items()))), end="")
+
+
 @cluster_app.command("detect")
 def detect_command(
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE")] = None,
@@ -278,7 +303,7 @@ def detect_command(
 def main() -> NoReturn:
     """Run the command line; diagnostics go to stderr, and the exit status is 1."""
     try:
-        status = app(_with_explain_value(sys.argv[1:]), standalone_mode=False)
+        status = app(spelled_out(sys.argv[1:]), standalone_mode=False)
     except CompileError as error:
         print(error, file=sys.stderr)
         known = set(diagnostic.codes())
@@ -299,26 +324,11 @@ def main() -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _with_explain_value(arguments: list[str]) -> list[str]:
-    """`--explain` alone means `--explain=text`."""
-    return ["--explain=text" if argument == "--explain" else argument for argument in arguments]
-
-
 def _print_explain(compiled: object, form: ExplainFormat) -> None:
     from rlinf_graph.compiler.explain import explain, render_json, render_text
 
     report = explain(compiled)  # pyright: ignore[reportArgumentType]  # imported lazily
     print(render_json(report) if form is ExplainFormat.JSON else render_text(report))
-
-
-def _pairs(given: list[str] | None) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in given or []:
-        name, sign, value = item.partition("=")
-        if not sign or not name:
-            raise fail("RG0107", f"cannot read `{item}`", help=("write NAME=VALUE",))
-        pairs[name] = value
-    return pairs
 
 
 def _read(path: Path) -> str:

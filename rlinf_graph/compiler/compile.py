@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from rlinf_graph.compiler.check_engines import check_named_engines
 from rlinf_graph.compiler.check_mismatch import check_mismatch
 from rlinf_graph.compiler.check_plan import check_plan
 from rlinf_graph.compiler.cost import CostModel
@@ -19,7 +20,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.program import Program
-from rlinf_graph.nodes.installed import Usable
+from rlinf_graph.nodes.installed import Installed
 
 Objective = Literal["seconds", "cost"]
 
@@ -55,7 +56,7 @@ def compile_graph(
     pins: Mapping[str, str] | None = None,
     profile: Profile | None = None,
     after: Callable[[str, Graph], None] | None = None,
-    engines: Usable | None = None,
+    engines: Installed | None = None,
     objective: Objective = "seconds",
     kernels: Kernels | None = None,
 ) -> Compiled:
@@ -69,7 +70,7 @@ def compile_graph(
         after: called with the name of each pass and the graph that it left.
         objective: the least `seconds` of an iteration, or the least `cost` of a sample by the
             prices in the cluster file.
-        engines: that may be planned with, by kind of device; None for all that are known.
+        engines: plan with those that are installed only; None for all that are known.
         kernels: measured ones, for sampling; None for closed forms alone.
 
     Raises:
@@ -77,6 +78,7 @@ def compile_graph(
             RG0408 for a profile of other hardware, versions or nodes.
     """
     checked = run_passes(graph, after)
+    check_named_engines(checked, cluster, engines)
     costs = _costs(checked, cluster, profile, kernels)
     search = Search(checked, cluster, costs, pins=dict(pins or {}), engines=engines)
     if objective == "cost":

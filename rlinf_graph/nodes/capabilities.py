@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -113,6 +115,14 @@ def layout_refusal(support: Support, layout: Layout) -> str | None:
     if layout.settings.recompute == "selective" and not support.selective:
         return "it cannot recompute selectively"
     return None
+
+
+def architecture_of(path: str) -> str:
+    """`model_type` of a folder's `config.json`; empty where there is no such file to read."""
+    try:
+        return json.loads((Path(path) / "config.json").read_text("utf-8")).get("model_type", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def degrees_of(parallel: Parallel) -> dict[str, int]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.nodes.capabilities import Support
-from rlinf_graph.nodes.registry import capabilities_of, engine_names
+from rlinf_graph.nodes.registry import capabilities_of
 
 ANSWER_S = 60
 """Seconds that another interpreter may take to tell what is installed there."""
@@ -23,9 +22,6 @@ _ASK = (
     "    except metadata.PackageNotFoundError: return None\n"
     "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
 )
-
-Usable = frozenset[tuple[str, str]]
-"""Engines with the kinds of device, `gpu` or `cpu`, on which they have what they need."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def packages_of(support: Support, python: str | None = None) -> tuple[Package, .
         python: the interpreter that the engine runs in; by default this one.
 
     Raises:
-        CompileError: RG0503, for an interpreter that does not answer.
+        CompileError: RG0513, for an interpreter that does not answer.
     """
     from packaging.requirements import Requirement
 
@@ -77,21 +73,35 @@ def packages_of(support: Support, python: str | None = None) -> tuple[Package, .
     return tuple(Package(r.name, str(r.specifier), found[r.name]) for r in needed)
 
 
-def usable_engines(
-    pythons: Mapping[str, str] | None = None, names: Iterable[str] | None = None
-) -> Usable:
-    """The engines that have all they need, by kind of device.
+@dataclass(frozen=True)
+class Installed:
+    """What engines have of what they need, in the interpreters that they run in.
 
-    Args:
-        pythons: interpreters, by engine.
-        names: of engines to look at; all by default.
+    Attributes:
+        pythons: pairs of an engine and an interpreter of another environment; others run in this.
+        own: whether all have to live in this one process.
     """
-    return frozenset(
-        (name, kind)
-        for name in (engine_names() if names is None else names)
-        for kind, support in capabilities_of(name).kinds.items()
-        if all(package.fits for package in packages_of(support, (pythons or {}).get(name)))
-    )
+
+    pythons: tuple[tuple[str, str], ...] = ()
+    own: bool = False
+
+    def python(self, name: str) -> str | None:
+        """The interpreter that is given for an engine."""
+        return dict(self.pythons).get(name)
+
+    def has(self, name: str, kind: str) -> bool:
+        """Whether an engine can start on a kind of device, `gpu` or `cpu`."""
+        support = capabilities_of(name).kinds.get(kind)
+        return support is not None and self.hosts(name) and not self.lacking(name, support)
+
+    def hosts(self, name: str) -> bool:
+        """Whether there are processes for an engine that needs some of its own."""
+        return not self.own or not (capabilities_of(name).hosted or self.python(name))
+
+    def lacking(self, name: str, support: Support) -> tuple[Package, ...]:
+        """What an engine needs and does not have."""
+        packages = packages_of(support, self.python(name))
+        return tuple(package for package in packages if not package.fits)
 
 
 @cache
@@ -109,7 +119,7 @@ def _versions(names: tuple[str, ...], python: str | None) -> dict[str, str | Non
         return json.loads(asked.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise fail(
-            "RG0503",
+            "RG0513",
             f"the interpreter {python} does not say what is installed: {error}",
             help=("--python ENGINE=PATH names a python of an environment that has the engine",),
         ) from error

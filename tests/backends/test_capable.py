@@ -25,7 +25,7 @@ def test_tensor_parallelism_of_the_torch_engine_is_refused(backend: str, tmp_pat
     ready = compile_pipeline(pipeline, "2xH100", plan=changed)
     with pytest.raises(CompileError) as raised:
         run_compiled(ready, iterations=1, folder=tmp_path, backend=backend)
-    messages = {d.message for d in raised.value.diagnostics if d.code == "RG0503" and d.span}
+    messages = {d.message for d in raised.value.diagnostics if d.code == "RG0513" and d.span}
     assert "engine `torch` cannot run `rollout policy` as planned: it cannot do tp 2" in messages
     assert len(messages) == len(raised.value.diagnostics)
     assert not list(tmp_path.iterdir())
@@ -67,5 +67,5 @@ def test_what_only_other_trainers_do_is_refused(
         if name.startswith("train")
     }
     plan = ready.plan.model_copy(update={"nodes": {**ready.plan.nodes, **changed}})
-    with pytest.raises(CompileError, match=f"RG0503.*as planned: {said}"):
+    with pytest.raises(CompileError, match=f"RG0513.*as planned: {said}"):
         check_engines(ready.graph, plan, ready.cluster)

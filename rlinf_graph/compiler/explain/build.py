@@ -17,6 +17,7 @@ from rlinf_graph.compiler.explain.rejected import (
 from rlinf_graph.compiler.explain.report import Report, Stream
 from rlinf_graph.compiler.explain.rows import carried, feedback, staleness_of, table
 from rlinf_graph.compiler.explain.steady import Steady
+from rlinf_graph.compiler.schedule.engines import why_engine
 from rlinf_graph.compiler.simulate import simulate
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Plan
@@ -55,6 +56,7 @@ def explain(compiled: Compiled) -> Report:
         margins=margins_of(found) if found else (),
         given=given_of(found) if found else None,
         profile=_profile(compiled.costs.profile),
+        engine_reasons=_engine_reasons(compiled),
     )
 
 
@@ -68,6 +70,20 @@ def steady_state(compiled: Compiled) -> Steady:
     iterations = 4 + 4 * lag
     events = simulate(compiled.program, graph, plan, cluster, costs, iterations)
     return Steady(graph, cluster, plan, costs, events, iterations, period(events, iterations))
+
+
+def _engine_reasons(compiled: Compiled) -> tuple[tuple[str, str], ...]:
+    graph, plan, found = compiled.graph, compiled.plan, compiled.found
+    if found is None:
+        return ()
+    reasons: list[tuple[str, str]] = []
+    for leaf in plan.leaves():
+        node = graph.node(leaf.node)
+        kind = compiled.cluster.group_of(leaf.devices[0]).device.kind
+        pin = found.pins.nodes.get(node.name)
+        why = why_engine(graph, node, kind, found.engines, pin and pin.engine)
+        reasons.append((node.name, why))
+    return tuple(reasons)
 
 
 def _profile(profile: Profile | None) -> str:

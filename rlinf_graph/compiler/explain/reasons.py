@@ -178,14 +178,18 @@ def assumption_text(made: Assumption) -> str:
 
 
 def engines_text(report: Report) -> str:
-    """Which rows run with which engine; empty where all run with torch."""
-    rows: dict[str, list[str]] = {}
+    """Which rows run with which engine, and why; empty where torch is all there is."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         if row.engine:
-            rows.setdefault(row.engine, []).append(str(row.number))
-    if set(rows) <= {"torch"}:
+            why = dict(report.engine_reasons).get(row.name, "")
+            rows.setdefault((row.engine, why), []).append(str(row.number))
+    if set(rows) <= {("torch", "")}:
         return ""
-    return " · ".join(f"{engine} {', '.join(numbers)}" for engine, numbers in rows.items())
+    return " · ".join(
+        f"{engine} {', '.join(numbers)}" + (f" ({why})" if why else "")
+        for (engine, why), numbers in rows.items()
+    )
 
 
 def search_text(search: SearchSummary) -> str:

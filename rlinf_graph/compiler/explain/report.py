@@ -316,6 +316,8 @@ class Report:
         search: None for a plan that was given.
         margins: by how much costs may be off.
         given: what was pinned; None where nothing was.
+        engine_reasons: why each device node has its engine: `named`, `pinned`, `best of`
+            others; empty where there is no other, or the plan was given.
         profile: the file that rows from `profiled` go by, and its date; empty where there is none.
         run: what was measured; None before a run.
     """
@@ -342,6 +344,7 @@ class Report:
     margins: tuple[Margin, ...] = ()
     given: Given | None = None
     profile: str = ""
+    engine_reasons: tuple[tuple[str, str], ...] = ()
     run: Run | None = None
 
     @property

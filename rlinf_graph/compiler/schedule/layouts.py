@@ -21,7 +21,7 @@ from rlinf_graph.ir.operations import Operations
 from rlinf_graph.ir.plan import NodePlan, Parallel
 from rlinf_graph.ir.work import Generate
 from rlinf_graph.nodes.capabilities import Layout, layout_refusal
-from rlinf_graph.nodes.installed import Usable
+from rlinf_graph.nodes.installed import Installed
 
 GRAIN = 1e-3
 """Of a device's memory, by default."""
@@ -63,7 +63,7 @@ class Layouts:
     Attributes:
         graph, cluster, costs: what is asked about.
         pins: given settings, by node.
-        engines: that may be planned with; None for all that are known.
+        engines: plan with those that are installed only; None for all that are known.
         grain: part of a device's memory that is not worth any time.
     """
 
@@ -71,7 +71,7 @@ class Layouts:
     cluster: Cluster
     costs: CostModel
     pins: Mapping[str, Pin]
-    engines: Usable | None = None
+    engines: Installed | None = None
     grain: float = GRAIN
     _known: dict[tuple[str, str, int], list[Option]] = field(
         default_factory=dict[tuple[str, str, int], list[Option]]

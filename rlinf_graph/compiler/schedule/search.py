@@ -23,7 +23,7 @@ from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.plan import Estimate, devices_of
-from rlinf_graph.nodes.installed import Usable
+from rlinf_graph.nodes.installed import Installed
 
 SAME = 1e-9
 ATTEMPT_S = 1.0
@@ -98,6 +98,11 @@ class Found:
         return tuple(sum(g is group for g in groups) for group in cluster.groups)
 
     @property
+    def engines(self) -> Installed | None:
+        """That were planned with; None for all that are known."""
+        return self._search.engines
+
+    @property
     def pins(self) -> Pins:
         """What was given."""
         return self._space.items.pins
@@ -118,7 +123,7 @@ class Search:
         limit_s: seconds after which the best so far is taken.
         pins: what is given, besides what the pipeline gives.
         grain: layouts that save less of a device's memory are not worth their time.
-        engines: that may be planned with, by kind of device; None for all that are known.
+        engines: plan with those that are installed only; None for all that are known.
     """
 
     graph: Graph
@@ -127,7 +132,7 @@ class Search:
     limit_s: float = 8.0
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
     grain: float = GRAIN
-    engines: Usable | None = None
+    engines: Installed | None = None
 
     def run(self) -> Found:
         """Search.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,11 +17,11 @@ from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.workers.errors import WorkerError
 from rlinf_graph.backends.ray.workers.group import WorkerGroup as Processes
 from rlinf_graph.backends.ray.workers.handle import Handle
-from rlinf_graph.backends.ray.workers.reservation import NodeSettings, Reservation
+from rlinf_graph.backends.ray.workers.reservation import NodeSettings, Reservation, Seats
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.plan import NodePlan, Plan
+from rlinf_graph.ir.plan import NodePlan, Plan, show_devices
 from rlinf_graph.ir.program import WorkerGroup
 from rlinf_graph.nodes.engine import Engine
 from rlinf_graph.nodes.registry import capabilities_of
@@ -84,17 +85,32 @@ class HostedEngines:
         self.proxies: dict[Instance, Engine] = {}
         self._processes: list[Processes] = []
         self._opening: list[tuple[World, Handle]] = []
-        pythons = pythons or {}
+        self._pythons = pythons or {}
+
+        def start(number: int, world: World) -> Processes:
+            instance = world.instances[0][0]
+            model = definition_of(graph, instance.model, initial)
+            made = Making(instance.engine, model, seed, instance.trains, world.settings)
+            name = f"{instance.engine} {instance.model} {number} on {show_devices(world.devices)}"
+            seats = self._seats(world, instance.engine, cluster, placement)
+            return Processes.launch(
+                HostedEngine, (made,), seats, name=name, concurrency=2, timeout=START_S
+            )
+
+        worlds = worlds_of(graph, plan, groups, self._pythons)
+        with ThreadPoolExecutor(max(1, len(worlds))) as pool:
+            starting = [pool.submit(start, number, world) for number, world in enumerate(worlds)]
         try:
-            for number, world in enumerate(worlds_of(graph, plan, groups, pythons)):
-                instance = world.instances[0][0]
-                model = definition_of(graph, instance.model, initial)
-                made = Making(instance.engine, model, seed, instance.trains, world.settings)
-                name = f"{instance.engine} {instance.model} {number}"
-                self._start(world, made, name, cluster, placement, pythons.get(instance.engine))
+            self._processes = [each.result() for each in starting if each.exception() is None]
+            for each in starting:
+                each.result()
         except BaseException:
             self.close()
             raise
+        for world, processes in zip(worlds, self._processes, strict=True):
+            self._opening.append((world, processes.open()))
+            for instance, ranks in world.instances:
+                self.proxies[instance] = cast("Engine", Proxy(processes, ranks, instance.model))
 
     def wait(self) -> None:
         """Return when all engines are loaded.
@@ -126,26 +142,12 @@ class HostedEngines:
             processes.close()
         self._processes = []
 
-    def _start(
-        self,
-        world: World,
-        making: Making,
-        name: str,
-        cluster: Cluster,
-        placement: Placement,
-        python: str | None,
-    ) -> None:
+    def _seats(self, world: World, engine: str, cluster: Cluster, placement: Placement) -> Seats:
+        python = self._pythons.get(engine)
         settings = NodeSettings(_environment() if python else {}, python)
         places = {group.name: settings for group in cluster.groups}
-        tp = making.settings.parallel.tp
-        seats = Reservation(cluster, places, placement).on(world.devices, tensor_parallel=tp)
-        processes = Processes.launch(
-            HostedEngine, (making,), seats, name=name, concurrency=2, timeout=START_S
-        )
-        self._processes.append(processes)
-        self._opening.append((world, processes.open()))
-        for instance, ranks in world.instances:
-            self.proxies[instance] = cast("Engine", Proxy(processes, ranks, instance.model))
+        tp = world.settings.parallel.tp
+        return Reservation(cluster, places, placement).on(world.devices, tensor_parallel=tp)
 
 
 def worlds_of(
