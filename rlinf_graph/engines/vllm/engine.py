@@ -72,8 +72,9 @@ class VllmEngine:
         self._engine = make(model, type(bare).__name__, self.device, dtype, member)
         alone = member is None or member.settings.parallel.devices == 1
         self._turns = Turns(None if alone else _largest)
-        self._sampler = Sampler(self._engine, self._text, self._turns)
         self._weights = Weights(self._engine, bare, model.name)
+        whole = self._weights.require_whole
+        self._sampler = Sampler(self._engine, self._text, self._turns, whole)
         self._asleep: set[Part] = set()
         if model.weights == "random":
             drawn = load_model(model, seed, getattr(torch, dtype))
@@ -109,7 +110,6 @@ class VllmEngine:
         Raises:
             CompileError: RG0503, and RuntimeError, as `generate`.
         """
-        self._require_whole()
         answers = cut_answers(rollouts, key)
         for _ in self._sampler.run(answers, sampling, version):
             pass
@@ -131,9 +131,11 @@ class VllmEngine:
         with self._turns.between():
             self._wake({"weights"})
             self._engine.sleep(level=0, mode="keep")  # waits for what the device still computes
-            self._weights.update(weights)
-            self._engine.reset_prefix_cache(reset_running_requests=True)
-            self._engine.wake_up(["scheduling"])
+            try:
+                self._weights.update(weights)
+            finally:
+                self._engine.reset_prefix_cache(reset_running_requests=True)
+                self._engine.wake_up(["scheduling"])
             self._sampler.mark(version)
             self.version = version
 
@@ -147,9 +149,13 @@ class VllmEngine:
         What is being sampled waits, and begins again from its tokens so far.
         """
         with self._turns.between():
+            wanted = self._asleep | set(parts or TAGS)
+            if wanted == self._asleep:
+                return
+            self._wake({"weights"})  # while they sleep, vLLM puts nothing else to sleep
             self._engine.sleep(level=1, mode="keep")
             self._asleep = set(TAGS)
-            self._wake(set(TAGS) - set(parts or TAGS))
+            self._wake(set(TAGS) - wanted)
 
     def wake(self, *parts: Part) -> None:
         """Bring parts back, all without arguments."""
@@ -171,17 +177,10 @@ class VllmEngine:
         self._turns.asleep = bool(self._asleep)
 
     def _asked(self, prompts: Prompts, sampling: Sampling, key: Key) -> list[Answer]:
-        self._require_whole()
         return new_answers(prompts, self._text.encode(prompts.prompts), sampling, key)
 
     def _responses(self, prompts: Prompts, answers: list[Answer], sampling: Sampling) -> Rollouts:
         return responses(prompts, answers, sampling, self._text)
-
-    def _require_whole(self) -> None:
-        if self._weights.torn:
-            raise RuntimeError(
-                f"an update of the weights of `{self.definition.name}` broke off: give all of them"
-            )
 
 
 def _text_of(model: ModelDef) -> Text:

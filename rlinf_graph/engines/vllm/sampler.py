@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rlinf_graph.engines.torch.text import Text
@@ -25,10 +25,11 @@ class Sampler:
         engine: vLLM's `LLMEngine`.
         text: the model's tokenizer and end tokens.
         turns: decides when steps are taken.
+        check: called before every step; raises what ends the sampling.
     """
 
-    def __init__(self, engine: Any, text: Text, turns: Turns) -> None:
-        self._engine, self._text, self._turns = engine, text, turns
+    def __init__(self, engine: Any, text: Text, turns: Turns, check: Callable[[], None]) -> None:
+        self._engine, self._text, self._turns, self._check = engine, text, turns, check
         self._room = int(engine.vllm_config.model_config.max_model_len)
         self._version = 0
         self._going = False
@@ -49,7 +50,7 @@ class Sampler:
 
         Raises:
             CompileError: RG0503, for a temperature or a prompt that cannot be sampled from.
-            RuntimeError: the engine is sampling already, or sleeps.
+            RuntimeError: the engine is sampling already, sleeps, or has weights of two models.
         """
         requests = [self._request(answer, sampling) for answer in answers]
         groups = Groups(answers, sampling)
@@ -57,6 +58,7 @@ class Sampler:
         self._turns.begin()
         try:
             with self._turns.step():
+                self._check()
                 self._version, self._going = version, True
                 for number, (answer, request) in enumerate(zip(answers, requests, strict=True)):
                     if request is not None:
@@ -80,6 +82,7 @@ class Sampler:
 
     def _step(self, live: dict[str, Answer], sampling: Sampling, groups: Groups) -> list[Answer]:
         """Let each live response have one more token; take away and return those that end."""
+        self._check()
         over: list[str] = []
         heard: list[str] = []
         for output in self._engine.step():

@@ -36,7 +36,17 @@ class Weights:
         for weight in self._shapes:
             self._layers.setdefault(_layer(weight), set()).add(weight)
         self._came: set[str] = set()
-        self.torn = False
+        self._torn = False
+
+    def require_whole(self) -> None:
+        """Make sure that all weights are those of one model.
+
+        Raises:
+            RuntimeError: the last update broke off.
+        """
+        if self._torn:
+            message = f"an update of the weights of `{self._name}` broke off: give all of them"
+            raise RuntimeError(message)
 
     def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Overwrite weights; those of layers that do not come stay.
@@ -50,7 +60,7 @@ class Weights:
                 layer that comes in part. The engine samples again after a complete update.
         """
         self._came.clear()
-        stream, self.torn = self._checked(weights, everything=self.torn), True
+        stream, self._torn = self._checked(weights, everything=self._torn), True
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
         except BaseException:
@@ -58,7 +68,7 @@ class Weights:
             raise
         if self._device.type == "cpu":
             self._engine.apply_model(partial(_pack_again, frozenset(self._came)))
-        self.torn = False
+        self._torn = False
 
     def _checked(
         self, weights: Iterable[tuple[str, Tensor]], *, everything: bool

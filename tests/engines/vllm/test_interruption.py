@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlinf_graph.ir.batches import Rollouts
+from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.nodes.engine import Sampling
 from tests.engines.vllm.conftest import (
     KEY,
@@ -69,7 +70,8 @@ class Elsewhere:
         one.join(60)
         assert not one.is_alive()
         assert not other.is_alive()
-        assert self.error is None
+        if self.error is not None:
+            raise self.error
         assert self.result is not None
         return self.result
 
@@ -180,6 +182,23 @@ def test_a_stream_left_unfinished(engine: VllmEngine, ask: Ask, path: Path) -> N
     assert len(engine.generate(ask("1"), SAMPLING, KEY, 0)) == 3
 
 
+def test_an_update_that_breaks_off_ends_what_is_being_sampled(
+    engine: VllmEngine, ask: Ask, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = list(read_model(folder).named_parameters())
+    elsewhere = Elsewhere(engine, monkeypatch, before=5)
+
+    def broken() -> None:
+        with pytest.raises(CompileError, match="has no weight `nothing`"):
+            engine.update_weights([*weights[:9], ("nothing", weights[0][1])], 1)
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        elsewhere.run(lambda: engine.generate(ask(*TEXTS), SAMPLING, KEY, 0), broken)
+    engine.update_weights(weights, 2)
+    made = engine.generate(ask(*TEXTS), SAMPLING, KEY, 2)
+    assert difference(read_model(folder), made) < CLOSE
+
+
 def test_sleep_and_wake(engine: VllmEngine, ask: Ask, path: Path) -> None:
     first = engine.generate(ask(*TEXTS), SAMPLING, KEY, 0)
     engine.sleep()
@@ -200,7 +219,11 @@ def test_sleep_and_wake(engine: VllmEngine, ask: Ask, path: Path) -> None:
         engine.load()
         engine.load()
         assert engine.generate(ask(*TEXTS), SAMPLING, KEY, 1).responses == made.responses
-    engine.sleep("weights", "cache")
+    engine.sleep("weights")
+    engine.sleep("cache")
+    with pytest.raises(RuntimeError, match="the engine sleeps"):
+        engine.generate(ask("1"), SAMPLING, KEY, 0)
+    assert engine._engine.model_executor.sleeping_tags == {"weights", "kv_cache"}
     engine.update_weights(new.named_parameters(), 2)
     engine.wake("cache")
     assert difference(new, engine.generate(ask(*TEXTS), SAMPLING, KEY, 2)) < CLOSE
