@@ -126,7 +126,7 @@ class Watchdog:
         self._tick()
         fresh = self._listen()
         now = heard, asking = self.of_board("asking")
-        if heard != self._before[0] or not self._sent:
+        if heard != self._before[0]:
             self._quiet_since_now()
         deaf = [n for n, sent in self._sent.items() if self._clock - sent > DEAF_S]
         for number in deaf:

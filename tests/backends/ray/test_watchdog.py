@@ -70,7 +70,7 @@ class Run:
             self.asked.append(self.board.hear.remote([], question, (name, 0)))
 
     def look(self, seconds: float, running: set[Place] = ALL) -> Diagnostic | None:
-        """Look again and again for some seconds of the watchdog's clock; the error, if one comes."""
+        """Look for some seconds of the watchdog's clock; the error, if one comes."""
         end = self.dog._clock + seconds
         while self.dog._clock < end:
             try:
@@ -88,9 +88,18 @@ def compiled() -> Compiled:
     return compile_pipeline(pipeline, "1xcpu")
 
 
+@pytest.fixture(scope="module")
+def workers(ray_nodes: list[str]) -> Iterator[dict[int, Any]]:
+    """Processes that no test ends."""
+    started = {number: Ranks.remote() for number in PLACES}
+    yield started
+    for worker in started.values():
+        ray.kill(worker)
+
+
 @pytest.fixture
 def made(
-    ray_nodes: list[str], compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+    workers: dict[int, Any], compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Run]:
     """Edges without any room; the processes are in their first iteration."""
     monkeypatch.setattr(watchdog, "LOOK_S", 0.1)
@@ -99,14 +108,12 @@ def made(
     channels = tuple(replace(channel, capacity=0) for channel in program.channels)
     program = replace(program, channels=channels)
     board = ray.remote(Board).options(num_cpus=0, max_concurrency=20).remote(program, Kept(0, {}))
-    workers = {number: Ranks.remote() for number in PLACES}
     doing = {n: {p: Doing("Run", Position(0, 0)) for p in places} for n, places in PLACES.items()}
     processes = {n: ray.get(w.set.remote(doing[n])) for n, w in workers.items()}
     dog = Watchdog(compiled.graph, program, PLACES, board, None)
     dog.begin(workers, {n: Seat("", process, "host-a") for n, process in processes.items()})
     yield Run(dog, board, workers, [], processes)
-    for actor in (board, *workers.values()):
-        ray.kill(actor)
+    ray.kill(board)
 
 
 def test_ranks_that_wait_for_one_another_end_at_once_with_the_cycle(made: Run) -> None:
