@@ -16,13 +16,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With `--soak`, a test marked `soak(N)` becomes N tests, which differ in `repetition`."""
+    """With `--soak`, a test marked `soak(N)` becomes N tests, which differ in `repetition`.
+
+    Without it, one marked `soak(N, M)` becomes M tests.
+    """
     marker = metafunc.definition.get_closest_marker("soak")
-    if marker is None or not metafunc.config.getoption("--soak"):
+    if marker is None:
+        return
+    many, few = (*marker.args, 1)[:2]
+    times = many if metafunc.config.getoption("--soak") else few
+    if times == 1:
         return
     if "repetition" not in metafunc.fixturenames:
         metafunc.fixturenames.append("repetition")
-    metafunc.parametrize("repetition", range(marker.args[0]), indirect=True)
+    metafunc.parametrize("repetition", range(times), indirect=True)
 
 
 @pytest.fixture

@@ -33,6 +33,10 @@ from rlinf_graph.ir.program import Program
 
 LOOK_S = 1.0
 """Seconds between looks."""
+LEAP_S = 10.0
+"""What a longer time between looks counts: this process was stopped itself, as a laptop is."""
+BOARD_S = 120.0
+"""Seconds for an answer of the board, which answers between two messages."""
 DEAF_S = 60.0
 """Seconds without an answer after which a process that others wait for is taken for stuck."""
 NOTE_S = 60.0
@@ -79,6 +83,7 @@ class Watchdog:
     def begin(self, workers: Mapping[int, Any], seats: Mapping[int, Seat]) -> None:
         """The workers have loaded, and their ranks begin."""
         self._workers, self._seats = workers, seats
+        self.of_board("asking")  # it has loaded, too
         self._tick()
         self._quiet_since_now()
 
@@ -125,7 +130,7 @@ class Watchdog:
         heard, asking = self.of_board("asking")
         inside = {number: pulse.heard for number, pulse in self._near.items()}
         now = heard, inside, dict(asking)
-        if self._before is None or now[:2] != self._before[:2] or not self._sent:
+        if self._before is None or now[:2] != self._before[:2]:
             self._quiet_since_now()
         waits = (wait for pulse in self._near.values() for wait in pulse.waits)
         asking |= {wait.who: wait.seconds for wait in waits}
@@ -167,20 +172,19 @@ class Watchdog:
                 itself is gone or does not answer.
         """
         try:
-            return ray.get(getattr(self._board, method).remote(*arguments), timeout=DEAF_S)
+            return ray.get(getattr(self._board, method).remote(*arguments), timeout=BOARD_S)
         except RayActorError as error:
             told = str(error).splitlines()[-1:]
             raise fail("RG0609", "the process that hands out turns died", notes=tuple(told)) from (
                 error
             )
         except GetTimeoutError as error:
-            message = f"the process that hands out turns has not answered for {DEAF_S:.0f} s"
+            message = f"the process that hands out turns has not answered for {BOARD_S:.0f} s"
             raise fail("RG0610", message) from error
 
     def _tick(self) -> None:
-        """Time that this process was stopped itself does not count."""
         now = time.monotonic()
-        self._clock += min(now - self._looked, 2 * LOOK_S)
+        self._clock += min(now - self._looked, LEAP_S)
         self._looked = now
 
     def _quiet_since_now(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,35 @@ def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
     from ray.util.placement_group import placement_group_table
 
     found: dict[int, Seat] = {}
+    before = set(actors())
     yield found
+    made = {name: process for name, process in actors().items() if name not in before}
+    _until(lambda: not any(_alive(process) for process in made.values()))
+    assert shared_files([*made.values(), *(seat.process for seat in found.values())]) == []
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
     _until(lambda: ray.available_resources().get("CPU") == CORES * len(ray_nodes))
     _until(lambda: ray.util.list_named_actors(all_namespaces=True) == [])
     _until(lambda: not any(_alive(seat.process) for seat in found.values()))
-    _until(lambda: not _stored())
+    _until(lambda: not stored())
 
 
-def _stored() -> int:
+def actors() -> dict[str, int]:
+    """The process of each actor that has ever been started in this session, by the actor's id."""
+    from ray._private import state
+
+    known = state.actors()
+    return {name: actor["Pid"] for name, actor in known.items() if actor.get("Pid")}
+
+
+def shared_files(processes: Sequence[int]) -> list[str]:
+    """Names in /dev/shm that processes have made: such names have the number of their maker."""
+    folder = Path("/dev/shm")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    made = {str(process) for process in processes}
+    return [name for name in names if made.intersection(re.findall(r"\d+", name))]
+
+
+def stored() -> int:
     """Objects in the shared memory of all nodes."""
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address

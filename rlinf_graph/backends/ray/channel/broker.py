@@ -298,7 +298,8 @@ class Broker:
         for peer in self._peers.values():
             what, when = self._heard.get(peer.id, ("has not called yet", now))
             role = "producer" if peer.id in self._exchange.producers else "consumer"
-            lines.append(f"\n  {role} {peer}: last {what}, {now - when:.1f} s ago")
+            state = "; its process is stopped" if peers.is_stopped(peer) else ""
+            lines.append(f"\n  {role} {peer}: last {what}, {now - when:.1f} s ago{state}")
         return "".join(lines)
 
     async def _watch(self) -> None:

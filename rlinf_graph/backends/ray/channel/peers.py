@@ -77,12 +77,25 @@ def fate(peer: Peer) -> Fate:
     return Fate.DONE if reason == out_of_scope else Fate.DEAD
 
 
+def is_stopped(peer: Peer) -> bool:
+    """Whether a peer's process is there and may not run; seen from its own machine only."""
+    return peer.machine == machine() and _state(peer.process) in ("T", "t")
+
+
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
-        status = Path(f"/proc/{process}/stat")
-        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] not in "ZX"
     except ProcessLookupError:
         return False
-    except (PermissionError, FileNotFoundError):
+    except PermissionError:
         return True
+    return _state(process) not in ("Z", "X")
+
+
+def _state(process: int) -> str:
+    """The letter of proc(5); empty where there is no such file."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        return ""
+    return status.rpartition(")")[2].split()[0]
