@@ -83,7 +83,7 @@ def test_accumulate_reads_a_prompt_once(make: Make, ask: Ask) -> None:
     engine.model.register_forward_pre_hook(
         lambda _module, _args, given: read.append(given["input_ids"].numel()), with_kwargs=True
     )
-    engine.accumulate(TrainBatch(samples=samples), SupervisedLoss(), Metrics())
+    engine.accumulate([TrainBatch(samples=samples)], SupervisedLoss(), Metrics())
     longest = int(samples.response_lengths.max())
     assert read == [2 * len("1+2="), 8 * (longest - 1)]
 

@@ -140,8 +140,9 @@ class Sender:
         """
         with self._lock:
             self._flush()
-            sent = list(self._sent)
-        yield from sent
+            sent = self._sent.copy()
+        while sent:
+            yield sent.popleft()
         with self._lock:
             self._collect()
             if self._error is not None:
