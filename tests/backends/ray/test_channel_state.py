@@ -43,7 +43,7 @@ class Desk:
         self.exchange.take(ticket, options.pop("peer", "c"), key, 1, target, **options)
         return ticket
 
-    def weights(self, ticket: int) -> list[float]:
+    def weights(self, ticket: Any) -> list[float]:
         return [item.weight for item in self.answers[ticket].items for _ in range(item.count)]
 
 

@@ -17,7 +17,8 @@ import ray
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import watchdog
 from rlinf_graph.backends.ray.board import Board
-from rlinf_graph.backends.ray.waiting import Doing, Place
+from rlinf_graph.backends.ray.post import Client
+from rlinf_graph.backends.ray.waiting import Doing, Place, Pulse
 from rlinf_graph.backends.ray.watchdog import Seat, Watchdog
 from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
@@ -33,8 +34,8 @@ ROWS = np.arange(4)
 DEAF_S = 5.0
 """Here; a minute elsewhere."""
 FULL = ("room", ([("dataset -> Maker.prompts", (0,))],))
-NO_PROMPTS = ("get", ({("dataset -> Maker.prompts", (0,)): ROWS},))
-NO_PARCELS = ("get", ({("Maker -> Reader.parcels", (0,)): ROWS},))
+NO_PROMPTS = ("get", ({("dataset -> Maker.prompts", (0,)): (ROWS, frozenset[int]())},))
+NO_PARCELS = ("get", ({("Maker -> Reader.parcels", (0,)): (ROWS, frozenset[int]())},))
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,11 +48,11 @@ class Ranks:
         self.doing: dict[Place, Doing] = {}
 
     def set(self, doing: dict[Place, Doing]) -> int:
-        self.doing = doing
+        self.doing.update(doing)
         return os.getpid()
 
-    def pulse(self) -> dict[Place, Doing]:
-        return self.doing
+    def pulse(self) -> Pulse:
+        return Pulse(self.doing, 0, [])
 
 
 @dataclass
@@ -61,13 +62,18 @@ class Run:
     dog: Watchdog
     board: Any
     workers: dict[int, Any]
-    asked: list[Any]
+    lines: list[Client]
     processes: dict[int, int]
 
     def ask(self, **questions: Any) -> None:
         """Let ranks ask the board."""
+        address = ray.get(self.board.open.remote())
         for name, question in questions.items():
-            self.asked.append(self.board.hear.remote([], question, (name, 0)))
+            number = next(n for n, places in PLACES.items() if (name, 0) in places)
+            said = Doing("Run", Position(0, 0), sent=1)
+            ray.get(self.workers[number].set.remote({(name, 0): said}))
+            self.lines.append(Client(address))
+            self.lines[-1].send((name, 0), [], question)
 
     def look(self, seconds: float, running: set[Place] = ALL) -> Diagnostic | None:
         """Look for some seconds of the watchdog's clock; the error, if one comes."""
@@ -91,7 +97,7 @@ def compiled() -> Compiled:
 @pytest.fixture(scope="module")
 def workers(ray_nodes: list[str]) -> Iterator[dict[int, Any]]:
     """Processes that no test ends."""
-    started = {number: Ranks.remote() for number in PLACES}
+    started: dict[int, Any] = {number: Ranks.remote() for number in PLACES}
     yield started
     for worker in started.values():
         ray.kill(worker)
@@ -107,9 +113,11 @@ def made(
     program = compiled.program
     channels = tuple(replace(channel, capacity=0) for channel in program.channels)
     program = replace(program, channels=channels)
-    board = ray.remote(Board).options(num_cpus=0, max_concurrency=20).remote(program, Kept(0, {}))
+    board: Any = (
+        ray.remote(Board).options(num_cpus=0, max_concurrency=20).remote(program, Kept(0, {}))
+    )
     doing = {n: {p: Doing("Run", Position(0, 0)) for p in places} for n, places in PLACES.items()}
-    processes = {n: ray.get(w.set.remote(doing[n])) for n, w in workers.items()}
+    processes: dict[int, Any] = {n: ray.get(w.set.remote(doing[n])) for n, w in workers.items()}
     dog = Watchdog(compiled.graph, program, PLACES, board, None)
     dog.begin(workers, {n: Seat("", process, "host-a") for n, process in processes.items()})
     yield Run(dog, board, workers, [], processes)
@@ -132,9 +140,8 @@ def test_ranks_that_wait_for_one_another_end_at_once_with_the_cycle(made: Run) -
 
 
 def test_what_is_on_its_way_is_no_deadlock(made: Run) -> None:
-    unsettled = {MAKER: Doing("Recv", Position(0, 0), settled=False)}
-    ray.get(made.workers[0].set.remote(unsettled))
     made.ask(dataset=FULL, Maker=NO_PROMPTS, Reader=NO_PARCELS)
+    ray.get(made.workers[0].set.remote({MAKER: Doing("Recv", Position(0, 0), sent=2)}))
     assert made.look(3) is None
 
 
