@@ -21,8 +21,6 @@ def check_engines(
     cluster: Cluster,
     installed: Installed | None = None,
     shapes: Mapping[str, tuple[bool, bool]] | None = None,
-    *,
-    own: bool = False,
 ) -> None:
     """Return when every engine is there and can run its node as planned.
 
@@ -32,7 +30,6 @@ def check_engines(
         cluster: says on which kind of device each runs.
         installed: what engines have of what they need; by default here.
         shapes: by model, whether its embeddings are tied and whether it is a mixture of experts.
-        own: whether all engines have to live in this one process.
 
     Raises:
         CompileError: RG0513, a diagnostic for each node.
@@ -44,13 +41,13 @@ def check_engines(
         tied, mixture = (shapes or {}).get(node.model or "", (False, False))
         layout = Layout(settings, tied=tied, mixture=mixture)
         path = graph.model(node.model).path if node.model else ""
-        problems = _problems(node, layout, kind, installed or Installed(), path, own=own)
+        problems = _problems(node, layout, kind, installed or Installed(), path)
         found += [problem for problem in [next(problems, None)] if problem is not None]
     raise_errors(found)
 
 
 def _problems(
-    node: Node, layout: Layout, kind: str, installed: Installed, path: str, *, own: bool
+    node: Node, layout: Layout, kind: str, installed: Installed, path: str
 ) -> Iterator[Diagnostic]:
     name = layout.settings.engine
     if name not in engine_names():
@@ -67,7 +64,7 @@ def _problems(
         yield _refused(node, f"engine `{name}` of `{node.name}` does not run on {kind}s")
         return
     yield from _absent(node, name, support, installed)
-    if own and (does.hosted or installed.python(name)):
+    if not installed.hosts(name):
         message = f"engine `{name}` of `{node.name}` needs processes of its own"
         yield _refused(node, message, help=("--backend ray",))
     family = architecture_of(path)

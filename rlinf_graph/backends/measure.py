@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlinf_graph.backends.cores import on_cores
-from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.engines import Engines, Instance
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.failure import failed
 from rlinf_graph.backends.rank import Rank
@@ -29,7 +29,7 @@ from rlinf_graph.ir.flow import in_order
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.measurement import Kind, Measurement, quantiles
 from rlinf_graph.ir.node_type import Place, Role, Unit
-from rlinf_graph.ir.plan import Leaf, PipelineRef, Plan, Turn
+from rlinf_graph.ir.plan import Leaf, NodePlan, PipelineRef, Plan, Turn
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import Await, WorkerGroup
 from rlinf_graph.ir.wiring import made_by
@@ -50,11 +50,36 @@ LONGEST_S = 60.0
 START = Position(iteration=0, rank=0)
 
 
+def bench_plan(graph: Graph, device: int) -> tuple[Plan, dict[str, WorkerGroup]]:
+    """Every node alone on a device, with the engine that its model names; else with torch."""
+    nodes = [node for node in graph.nodes if node.role not in (Role.SYNC, Role.REGION)]
+    leaves = tuple(Leaf(node=n.name, devices=(device,)) for n in nodes if not _is_host(n))
+    named = {node.name: _named_engine(graph, node) for node in nodes}
+    plan = Plan(
+        pipeline=PipelineRef(file="", name=graph.name),
+        placement=Turn(parts=leaves),
+        nodes={name: NodePlan(engine=engine) for name, engine in named.items() if engine},
+    )
+    return plan, {n.name: WorkerGroup(n.name, 1, plan.devices(n.name), ()) for n in nodes}
+
+
+def _named_engine(graph: Graph, node: Node) -> str:
+    engines = dict(graph.model(node.model).engines) if node.model else {}
+    generates = "rollout" if isinstance(node.work, Generate) else ""
+    return engines.get("train" if node.role is Role.TRAIN else generates, "")
+
+
 class Bench:
     """Measures every node of a graph on one device, in this process."""
 
     def __init__(
-        self, graph: Graph, cluster: Cluster, device: int, seed: int, initial: Mapping[str, str]
+        self,
+        graph: Graph,
+        cluster: Cluster,
+        device: int,
+        seed: int,
+        initial: Mapping[str, str],
+        hosted: Mapping[Instance, Engine] | None = None,
     ) -> None:
         """Load all models.
 
@@ -64,16 +89,15 @@ class Bench:
             device: its number in the cluster.
             seed: of every random draw.
             initial: folders to load first weights from, by model, instead of the declared ones.
+            hosted: engines that live elsewhere.
         """
         self.graph, self.seed = graph, seed
         self.made: list[Measurement] = []
-        nodes = [node for node in graph.nodes if node.role not in (Role.SYNC, Role.REGION)]
-        leaves = tuple(Leaf(node=n.name, devices=(device,)) for n in nodes if not _is_host(n))
-        reference = PipelineRef(file="", name=graph.name)
-        plan = Plan(pipeline=reference, placement=Turn(parts=leaves))
-        self._groups = {n.name: WorkerGroup(n.name, 1, plan.devices(n.name), ()) for n in nodes}
+        plan, self._groups = bench_plan(graph, device)
         places = [(group, 0) for group in self._groups.values()]
-        self._engines = Engines(graph, plan, cluster, places, seed=seed, initial=initial)
+        self._engines = Engines(
+            graph, plan, cluster, places, seed=seed, initial=initial, hosted=hosted
+        )
         self._cores = 1 if cluster.group_of(device).device.kind == "cpu" else 0
         self._registers: dict[str, Any] = {}
         self._environments = Registers(graph, plan, seed)

@@ -69,14 +69,16 @@ def compile_pipeline(
     after: Callable[[str, Graph], None] | None = None,
     runnable: bool = False,
     pythons: Mapping[str, str] | None = None,
+    own: bool = False,
     objective: Objective = "seconds",
     kernels: Kernels | None = None,
 ) -> Compiled:
     """Check a pipeline and plan it, or check the plan that is given.
 
     A `runnable` plan has only engines that are installed here, or in the interpreters that
-    `pythons` gives for them, and only what they can do. The parameters `rollout` and `train` name
-    the engines of all models, where the pipeline has no parameters of these names.
+    `pythons` gives for them, and only what they can do; with `own`, those that run in this one
+    process. The parameters `rollout` and `train` name the engines of all models, where the
+    pipeline has no parameters of these names.
 
     Raises:
         CompileError: with everything that is wrong; RG0408 for a profile that does not belong here.
@@ -86,7 +88,7 @@ def compile_pipeline(
     graph = pipeline if isinstance(pipeline, Graph) else build(pipeline, parameters or {})
     if plan is not None:
         return accept_plan(graph, machines, plan, profile)
-    engines = Installed(tuple((pythons or {}).items())) if runnable else None
+    engines = Installed(tuple((pythons or {}).items()), own) if runnable else None
     return compile_graph(
         graph, machines, pins=pins, profile=profile, after=after, engines=engines,
         objective=objective, kernels=kernels,
@@ -128,11 +130,9 @@ def run_compiled(
     """
     if backend not in BACKENDS:
         raise fail("RG0606", f"there is no backend `{backend}`", help=(suggest(backend, BACKENDS),))
-    installed = Installed(tuple((pythons or {}).items()))
+    installed = Installed(tuple((pythons or {}).items()), own=backend == "local")
     shapes = {name: (s.tied, s.experts > 0) for name, s in compiled.costs.shapes.items()}
-    check_engines(
-        compiled.graph, compiled.plan, compiled.cluster, installed, shapes, own=backend == "local"
-    )
+    check_engines(compiled.graph, compiled.plan, compiled.cluster, installed, shapes)
     runner = importlib.import_module(BACKENDS[backend])
     more: dict[str, Any] = {}
     if backend == "ray":

@@ -176,6 +176,7 @@ def run_command(
     compiled = compile_pipeline(
         pipeline, cluster, parameters=pairs_of(settings), pins=read_pins(pins_file, pairs_of(pins)),
         plan=given, profile=read_profile(profile), runnable=True, pythons=pythons_of(python),
+        own=backend == "local",
     )  # fmt: skip
     folder = out or Path("runs") / pipeline.name
     with progress(pipeline.name, iterations) as report:
@@ -209,6 +210,7 @@ def profile_command(
         typer.Option("-o", "--output", metavar="PROFILE", help="runs/PIPELINE/profile.json"),
     ] = None,
     address: AddressOption = None,
+    python: PythonOption = None,
 ) -> None:
     """Measure a pipeline's nodes on this machine; compile and run take the file they leave."""
     from rlinf_graph.cli.loading import load_pipeline
@@ -223,6 +225,7 @@ def profile_command(
         initial=pairs_of(init),
         seed=seed,
         address=address,
+        pythons=pythons_of(python),
     )
     path = write_profile(made.profile, output or Path("runs") / pipeline.name / "profile.json")
     print("\n".join(fit_lines(made.fits)))

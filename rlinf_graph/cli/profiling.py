@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlinf_graph.cli.api import build
+from rlinf_graph.compiler.check_engines import check_named_engines
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost import profile as profiles
 from rlinf_graph.compiler.cost.fit import Fitted, fit_all
@@ -18,6 +20,7 @@ from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.graph_file import digest
 from rlinf_graph.ir.measurement import Measurement
+from rlinf_graph.nodes.installed import Installed
 from rlinf_graph.nodes.plugins import load_plugins
 
 
@@ -37,6 +40,7 @@ def profile_pipeline(
     initial: Mapping[str, str] | None = None,
     seed: int = 0,
     address: str | None = None,
+    pythons: Mapping[str, str] | None = None,
     report: Callable[[Measurement], None] = lambda _made: None,
 ) -> Profiled:
     """Measure each node of a pipeline alone, at a few sizes, on all devices of a machine.
@@ -48,6 +52,7 @@ def profile_pipeline(
         initial: folders to load first weights from, by model.
         seed: of every random draw.
         address: of a running Ray cluster; by default one is started here, and ended.
+        pythons: interpreters of other environments, by engine.
         report: called with each measurement.
 
     Raises:
@@ -57,11 +62,18 @@ def profile_pipeline(
 
     load_plugins()
     machines = load_cluster(cluster) if isinstance(cluster, str) else cluster
-    graph = pipeline if isinstance(pipeline, Graph) else pipeline.build(**(parameters or {}))
+    graph = pipeline if isinstance(pipeline, Graph) else build(pipeline, parameters or {})
     checked = run_passes(graph)
+    check_named_engines(checked, machines, Installed(tuple((pythons or {}).items())))
     costs = CostModel(checked, machines)
     made = measure_on_workers(
-        checked, machines, seed=seed, initial=initial, address=address, report=report
+        checked,
+        machines,
+        seed=seed,
+        initial=initial,
+        address=address,
+        pythons=pythons,
+        report=report,
     )
     fits = tuple(fit_all(costs, made))
     profile = Profile(

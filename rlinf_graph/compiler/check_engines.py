@@ -61,7 +61,10 @@ def _problems(
     if family and does.architectures and family not in does.architectures:
         yield Diagnostic("RG0513", f"{who} knows no models of type `{family}`", model.span,
                          notes=(f"it knows: {', '.join(does.architectures)}",))  # fmt: skip
-    if not any(installed.has(name, kind) for kind in here):
+    if not installed.hosts(name):
+        yield Diagnostic("RG0513", f"{who} needs processes of its own", model.span,
+                         help=("--backend ray",))  # fmt: skip
+    elif not any(installed.has(name, kind) for kind in here):
         support = does.kinds[here[0]]
         lacking = "; ".join(map(str, installed.lacking(name, support)))
         where = f" in {installed.python(name)}" if installed.python(name) else ""

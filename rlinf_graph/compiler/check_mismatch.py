@@ -9,6 +9,7 @@ from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.plan import Plan
 from rlinf_graph.ir.work import Generate
+from rlinf_graph.nodes.registry import capabilities_of, engine_names
 
 
 def check_mismatch(graph: Graph, plan: Plan, cluster: Cluster) -> Plan:
@@ -23,6 +24,7 @@ def check_mismatch(graph: Graph, plan: Plan, cluster: Cluster) -> Plan:
 
 
 def _uncorrected(graph: Graph, plan: Plan, cluster: Cluster) -> Iterator[Diagnostic]:
+    able = [n for n in engine_names() if {"generate", "train"} <= set(capabilities_of(n).tasks)]
     for model, trainer in graph.trainers().items():
         loss = trainer.option("loss")
         if getattr(loss, "corrects_staleness", True) or model not in graph.syncs():
@@ -31,7 +33,6 @@ def _uncorrected(graph: Graph, plan: Plan, cluster: Cluster) -> Iterator[Diagnos
             if not isinstance(reader.work, Generate) or not _learned(graph, reader, trainer):
                 continue
             if reason := _difference(graph, plan, cluster, reader, trainer):
-                engine = plan.settings(trainer.name).engine
                 yield Diagnostic(
                     "RG0306",
                     f"`{trainer.name}` ignores the behaviour log-probabilities, and {reason}",
@@ -40,8 +41,10 @@ def _uncorrected(graph: Graph, plan: Plan, cluster: Cluster) -> Iterator[Diagnos
                     notes=(f"`{reader.name}` samples at {reader.span}",),
                     help=(
                         'old="behaviour" in the loss, or truncate=2.0 beside the `old` it has',
-                        f'one engine for both: rollout="{engine}", train="{engine}" in rl.Model, '
-                        "where it can do both",
+                        *(
+                            f'one engine for both: rollout="{n}", train="{n}" in rl.Model'
+                            for n in able
+                        ),
                     ),
                 )
 

@@ -79,18 +79,24 @@ class Installed:
 
     Attributes:
         pythons: pairs of an engine and an interpreter of another environment; others run in this.
+        own: whether all have to live in this one process.
     """
 
     pythons: tuple[tuple[str, str], ...] = ()
+    own: bool = False
 
     def python(self, name: str) -> str | None:
         """The interpreter that is given for an engine."""
         return dict(self.pythons).get(name)
 
     def has(self, name: str, kind: str) -> bool:
-        """Whether an engine has all it needs on a kind of device, `gpu` or `cpu`."""
+        """Whether an engine can start on a kind of device, `gpu` or `cpu`."""
         support = capabilities_of(name).kinds.get(kind)
-        return support is not None and not self.lacking(name, support)
+        return support is not None and self.hosts(name) and not self.lacking(name, support)
+
+    def hosts(self, name: str) -> bool:
+        """Whether there are processes for an engine that needs some of its own."""
+        return not self.own or not (capabilities_of(name).hosted or self.python(name))
 
     def lacking(self, name: str, support: Support) -> tuple[Package, ...]:
         """What an engine needs and does not have."""

@@ -124,6 +124,13 @@ def test_what_is_missing_is_told_with_the_line_that_installs_it(tmp_path: Path) 
         Installed((("torch", str(tmp_path / "absent")),)).has("torch", "cpu")
 
 
+def test_one_process_hosts_no_engine_that_needs_some_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"RG0513.*needs processes of its own"):
+        planned(tmp_path, "2xcpu", ', train="megatron"', runnable=True, own=True)
+    assert not Installed(own=True).has("megatron", "gpu")
+    assert Installed(own=True).has("torch", "gpu")
+
+
 def test_versions_decide() -> None:
     assert Package("a", ">=0.32,<0.33", "0.32.1").fits
     assert Package("a", ">=0.32,<0.33", "0.32.0+cpu").fits

@@ -13,8 +13,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from rlinf_graph.backends.measure import SHARES, Bench
+from rlinf_graph.backends.engines import Instance
+from rlinf_graph.backends.measure import SHARES, Bench, bench_plan
 from rlinf_graph.backends.ray.board import Board
+from rlinf_graph.backends.ray.hosted import HostedEngines, Pythons
 from rlinf_graph.backends.ray.mailbox import Line, Mailbox
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.run import session
@@ -27,6 +29,7 @@ from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.measurement import Measurement
 from rlinf_graph.ir.program import Channel, Program, WorkerGroup
+from rlinf_graph.nodes.engine import Engine
 from rlinf_graph.nodes.plugins import load_plugins
 
 HANDOVERS = 12
@@ -40,6 +43,7 @@ def measure_on_workers(
     seed: int = 0,
     initial: Mapping[str, str] | None = None,
     address: str | None = None,
+    pythons: Pythons | None = None,
     report: Callable[[Measurement], None] = lambda _made: None,
 ) -> list[Measurement]:
     """Measure every node of a graph alone, on each device of the first machine at the same time.
@@ -53,6 +57,7 @@ def measure_on_workers(
         seed: of every random draw.
         initial: folders to load first weights from, by model, instead of the declared ones.
         address: of a running Ray cluster; by default one is started here, and ended.
+        pythons: interpreters of engines that run in an environment of their own, by engine.
         report: called with each measurement when it is there.
 
     Raises:
@@ -60,10 +65,18 @@ def measure_on_workers(
     """
     machine = replace(cluster, groups=(replace(cluster.groups[0], nodes=1),))
     made: list[Measurement] = []
-    with session(machine, address), by_value(graph), _workers(graph, machine) as workers:
+    given = dict(initial or {})
+
+    def host(placement: Placement, device: int) -> HostedEngines:
+        plan, groups = bench_plan(graph, device)
+        return HostedEngines(
+            graph, plan, machine, groups.values(), placement,
+            seed=seed, initial=given, pythons=pythons,
+        )  # fmt: skip
+
+    with session(machine, address), by_value(graph), _workers(graph, machine, host) as workers:
         streams = [
-            worker.nodes.options(num_returns="streaming").remote(seed, dict(initial or {}))
-            for worker in workers
+            worker.nodes.options(num_returns="streaming").remote(seed, given) for worker in workers
         ]
         for found in chain(zip(*(map(_got, stream) for stream in streams), strict=True),
                            _handovers(workers)):  # fmt: skip
@@ -82,15 +95,17 @@ class _Worker:
         cluster: Cluster,
         device: int,
         known: Mapping[str, NodeDefinition],
+        hosted: Mapping[Instance, Engine],
     ) -> None:
         """Know the graph's node types."""
         load_plugins()
         definitions.update(known)
         self._graph, self._cluster, self._device = graph, cluster, device
+        self._hosted = hosted
 
     def nodes(self, seed: int, initial: Mapping[str, str]) -> Iterator[list[Measurement]]:
         """Measure node by node."""
-        self._bench = Bench(self._graph, self._cluster, self._device, seed, initial)
+        self._bench = Bench(self._graph, self._cluster, self._device, seed, initial, self._hosted)
         yield from self._bench.nodes()
 
     def handovers(self, board: Any, devices: int) -> list[Measurement]:
@@ -142,16 +157,23 @@ def _edge(device: int) -> str:
 
 
 @contextmanager
-def _workers(graph: Graph, machine: Cluster) -> Iterator[list[Any]]:
+def _workers(
+    graph: Graph, machine: Cluster, host: Callable[[Placement, int], HostedEngines]
+) -> Iterator[list[Any]]:
     """The actors of a machine's devices, ended with the block."""
-    placement, actors = Placement(machine), list[Any]()
+    placement, actors, hosted = Placement(machine), list[Any](), list[HostedEngines]()
     try:
         shipped, known = ray.put(graph), used_definitions(graph)
         for device in range(machine.size):
+            hosted.append(host(placement, device))
+        for device, engines in enumerate(hosted):
+            engines.wait()
             actor = ray.remote(_Worker).options(**placement.options(device))
-            actors.append(actor.remote(shipped, machine, device, known))
+            actors.append(actor.remote(shipped, machine, device, known, engines.proxies))
         yield actors
     finally:
+        for engines in hosted:
+            engines.close()
         for actor in actors:
             ray.kill(actor)
         placement.remove()

@@ -21,7 +21,7 @@ from rlinf_graph.backends.ray.workers.reservation import NodeSettings, Reservati
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import Graph
-from rlinf_graph.ir.plan import NodePlan, Plan
+from rlinf_graph.ir.plan import NodePlan, Plan, show_devices
 from rlinf_graph.ir.program import WorkerGroup
 from rlinf_graph.nodes.engine import Engine
 from rlinf_graph.nodes.registry import capabilities_of
@@ -91,7 +91,7 @@ class HostedEngines:
             instance = world.instances[0][0]
             model = definition_of(graph, instance.model, initial)
             made = Making(instance.engine, model, seed, instance.trains, world.settings)
-            name = f"{instance.engine} {instance.model} {number}"
+            name = f"{instance.engine} {instance.model} {number} on {show_devices(world.devices)}"
             seats = self._seats(world, instance.engine, cluster, placement)
             return Processes.launch(
                 HostedEngine, (made,), seats, name=name, concurrency=2, timeout=START_S
