@@ -19,6 +19,7 @@ from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.ir.graph import ModelDef
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 FILE_BYTES = 4 << 30
 """Of one written file, about; what the writing process holds in memory."""
 
@@ -29,6 +30,10 @@ class Checkpoint:
     Args:
         model: its `path` is a folder, or a hub name, which is downloaded.
 
+    Attributes:
+        folder: where it lies.
+        generation: what its `generation_config.json` says, such as the tokens that end an answer.
+
     Raises:
         CompileError: RG0503, for a folder without weights in safetensors files.
     """
@@ -36,6 +41,8 @@ class Checkpoint:
     def __init__(self, model: ModelDef) -> None:
         self._model = model
         self.folder = _folder(model)
+        generation = self.folder / GENERATION
+        self.generation = generation.read_text("utf-8") if generation.is_file() else None
         self._files = self._where()
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
@@ -98,16 +105,21 @@ class Checkpoint:
         )
 
 
-def write(folder: Path, weights: Iterable[tuple[str, Tensor]], config: Any) -> None:
+def write(
+    folder: Path, weights: Iterable[tuple[str, Tensor]], config: Any, generation: str | None
+) -> None:
     """Write weights, on the CPU, and a configuration; those of a `value` head apart.
 
     Args:
         folder: is made.
         weights: named as in `Shard`, one after another.
         config: of transformers.
+        generation: as in `Checkpoint`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
+    if generation is not None:
+        (folder / GENERATION).write_text(generation, "utf-8")
     files: list[list[str]] = []
     held: dict[str, Tensor] = {}
     total = size = 0

@@ -74,6 +74,7 @@ class MegatronEngine:
         parallel = member.settings.parallel
         with Checkpoint(model) as checkpoint:
             self._config = AutoConfig.from_pretrained(checkpoint.folder)
+            self._generation = checkpoint.generation
             self._made = architecture_of(self._config, model)
             _require_divisible(self._made, parallel, model)
             self._text = load_text(model)
@@ -195,7 +196,7 @@ class MegatronEngine:
                 pass
             return
         self._config.dtype = self._part.dtype
-        write(path, gathered, self._config)
+        write(path, gathered, self._config, self._generation)
         if self._text is not None:
             self._text.tokenizer.save_pretrained(path)
 
