@@ -110,6 +110,7 @@ class Scene:
         self._name = f"stress-{uuid.uuid4().hex[:8]}" if scenario.named else ""
         self._channel = Channel.create(self._name, **scenario.options)
         self._culprit = re.compile(rf"PeerFailed: .*process {processes[scenario.victim]}\b", re.S)
+        self._died = float("inf")
         self._faults: list[str] = []
         self._log: Log = {}
 
@@ -149,7 +150,7 @@ class Scene:
                     victim = played.index(future) == self._scenario.victim
                     if not victim or self._scenario.ending != "killed":
                         self._faults.append(f"a process died: {error}")
-                    deadline = time.monotonic() + KNOWN_S
+                    self._died = time.monotonic()
             if waiting and time.monotonic() > deadline:
                 self._faults.append(self._hang([played.index(future) for future in waiting]))
             self._look()
@@ -174,17 +175,18 @@ class Scene:
         """Whether an event is an error that the scenario does not explain."""
         if event.what != "error":
             return False
+        slow = event.end > self._died + KNOWN_S
         blamed = self._culprit.search(event.told) is not None
-        return not blamed or self._scenario.ending in ("clean", "departed")
+        return slow or not blamed or self._scenario.ending in ("clean", "departed")
 
     def _everybody_knows(self) -> None:
-        """Who failed is raised at all who live."""
+        """Who failed is raised at all who live, now that some have heard of it."""
         survivors = [
             handle
             for place, handle in enumerate(self._handles)
             if place != self._scenario.victim or self._scenario.ending == "failed"
         ]
-        told = ray.get([s.probe.remote(self._channel) for s in survivors], timeout=KNOWN_S)
+        told = ray.get([s.probe.remote(self._channel) for s in survivors], timeout=HANG_S)
         mine = [raised(lambda: self._channel.get(timeout=10)), raised(lambda: late(self._channel))]
         every = [text for one in [*told, mine] for text in one]
         self._faults += [f"a probe: {text}" for text in every if not self._culprit.search(text)]
