@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import time
@@ -14,9 +15,6 @@ import pytest
 from rlinf_graph.backends.ray.run import Seat
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
-
-CORES = 4
-"""Of each node of the Ray cluster in tests/conftest.py."""
 
 
 @pytest.fixture
@@ -41,16 +39,26 @@ def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
     from ray.util.placement_group import placement_group_table
 
     found: dict[int, Seat] = {}
-    before = set(actors())
+    before, groups, names = set(actors()), set(placement_group_table()), _names()
+    objects, free = stored(), ray.available_resources().get("CPU")
     yield found
+    gc.collect()  # exceptions that a test has caught hold its frame, and that its channels
     made = {name: process for name, process in actors().items() if name not in before}
     _until(lambda: not any(_alive(process) for process in made.values()))
     assert shared_files([*made.values(), *(seat.process for seat in found.values())]) == []
-    assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
-    _until(lambda: ray.available_resources().get("CPU") == CORES * len(ray_nodes))
-    _until(lambda: ray.util.list_named_actors(all_namespaces=True) == [])
+    table: dict[str, Any] = placement_group_table()
+    assert all(group["state"] == "REMOVED" for n, group in table.items() if n not in groups)
+    _until(lambda: ray.available_resources().get("CPU") == free)
+    _until(lambda: _names() == names)
     _until(lambda: not any(_alive(seat.process) for seat in found.values()))
-    _until(lambda: not stored())
+    _until(lambda: stored() <= objects)
+
+
+def _names() -> list[Any]:
+    """Of named actors."""
+    import ray
+
+    return ray.util.list_named_actors(all_namespaces=True)
 
 
 def actors() -> dict[str, int]:
