@@ -8,7 +8,7 @@ the capacity holds for all producers together, with everything that is on its wa
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -187,8 +187,8 @@ class Exchange:
     def leave(self, peer: str) -> None:
         """A process is done: its leases and what is held for it are there for the others."""
         for key, lane in list(self.lanes.items()):
-            for ticket in [w.ticket for w in [*lane.rooms, *lane.wants] if w.peer == peer]:
-                self.withdraw(ticket)
+            lane.rooms = deque(room for room in lane.rooms if room.peer != peer)
+            lane.wants = deque(want for want in lane.wants if want.peer != peer)
             self.give_back(peer, key, *lane.leases.get(peer, (0, 0)))
             self.put_back(peer, key, [(i.sequence, i.count) for i in lane.held[peer].values()])
             del lane.held[peer]
