@@ -51,7 +51,7 @@ test-engines: test-megatron test-vllm  ## the tests of Megatron and vLLM, which 
 # Megatron-core needs nothing that the lock does not have: a folder beside .venv is enough, and the
 # other tests go on without it.
 test-megatron: $(READY) $(MEGATRON)/.ready
-	@PYTHONPATH=$(CURDIR)/$(MEGATRON) $(BIN)/pytest -m engines tests/engines/megatron
+	@PYTHONPATH=$(CURDIR)/$(MEGATRON) $(BIN)/pytest -m engines tests/engines/megatron tests/backends/ray/test_hosted.py
 
 test-vllm: $(READY) $(VLLM_READY)
 	@OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -m engines tests/engines/vllm

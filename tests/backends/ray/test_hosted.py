@@ -35,7 +35,7 @@ from tests.backends.ray.test_run import outcome, worst
 PLANS = Path(__file__).parents[2] / "plans"
 Cores = Callable[..., Cluster]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.engines]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from rlinf_graph.backends.ray.channel.errors import ChannelError, NameTaken
 from rlinf_graph.backends.ray.workers import MismatchError, Reservation, Worker, WorkerGroup
 from tests.backends.ray.naive import NaiveChannel, NaiveLink, run_all
 
-ENDS_S = 15.0
+ENDS_S = 30.0
 """By then a scenario has ended, or hangs: nothing in it takes long."""
 
 pytestmark = pytest.mark.timeout(120)
