@@ -91,6 +91,7 @@ def test_a_fault_ends_the_run_with_its_cause(
     assert "failed after it" not in told
 
 
+@pytest.mark.usefixtures("only_in_soak")
 @pytest.mark.soak(50, 3)
 def test_a_consumer_that_is_slow_slows_its_producer(cores: Cores, seats: Seats) -> None:
     """A hundred times slower: everything arrives, and no more is kept than the edges hold."""

@@ -258,6 +258,7 @@ def failed(future: Future[Any]) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("only_in_soak")
 def test_a_send_that_fails_leaves_nobody_out_of_step(
     groups: tuple[WorkerGroup, WorkerGroup],
 ) -> None:
@@ -296,6 +297,7 @@ def cause_of(future: Future[Any]) -> BaseException:
     raise AssertionError("no error")
 
 
+@pytest.mark.usefixtures("only_in_soak")
 def test_sizes_that_do_not_fit_are_an_error_at_once(
     groups: tuple[WorkerGroup, WorkerGroup],
 ) -> None:
