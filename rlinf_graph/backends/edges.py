@@ -6,18 +6,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
-from rlinf_graph.ir.position import Moment, order_of
+from rlinf_graph.ir.position import Moment, order_of, span
 
 Rows = NDArray[np.int64]
 
+EXTENTS = 4096
+"""That are kept."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Extent:
     """Sample indices, with the smallest and the largest. `dense`: all between them, in order."""
 
@@ -28,13 +32,20 @@ class Extent:
 
     @staticmethod
     def of(rows: Rows) -> Extent:
-        """Of any indices, each there once."""
-        if not len(rows):
-            return Extent(rows, 0, -1, True)
-        first, last = int(rows[0]), int(rows[-1])
-        if last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all()):
-            return Extent(rows, first, last, True)
-        return Extent(rows, int(rows.min()), int(rows.max()), False)
+        """Of any indices, each there once. A `span` is looked at only once."""
+        known = _extents.get(id(rows))
+        if known is not None and known.rows is rows:
+            return known
+        made = _extent(rows)
+        if rows.base is None and not rows.flags.writeable:
+            if len(_extents) == EXTENTS:
+                _extents.clear()
+            _extents[id(rows)] = made
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To other processes go two numbers where that is enough."""
+        return (_dense, (self.first, self.last)) if self.dense else (Extent.of, (self.rows,))
 
     def meets(self, other: Extent) -> bool:
         """Whether they have one in common."""
@@ -44,11 +55,29 @@ class Extent:
 
     def within(self, others: Sequence[Extent]) -> bool:
         """Whether some others, of which no two have one in common, have all of them."""
+        if self in others:
+            return True
         if not self.dense or not all(other.dense for other in others):
             known = [other.rows for other in others]
             return bool(known) and bool(np.isin(self.rows, np.concatenate(known)).all())
         shared = (min(self.last, o.last) - max(self.first, o.first) + 1 for o in others)
         return sum(max(0, count) for count in shared) == len(self.rows)
+
+
+_extents: dict[int, Extent] = {}
+
+
+def _extent(rows: Rows) -> Extent:
+    if not len(rows):
+        return Extent(rows, 0, -1, True)
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all()):
+        return Extent(rows, first, last, True)
+    return Extent(rows, int(rows.min()), int(rows.max()), False)
+
+
+def _dense(first: int, last: int) -> Extent:
+    return Extent.of(span(first, last + 1))
 
 
 @dataclass(frozen=True)

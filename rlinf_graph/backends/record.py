@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from rlinf_graph.ir.batch import Batch
-from rlinf_graph.ir.batches import Rewards, Rollouts
+from rlinf_graph.ir.batches import Prompt, Rewards, Rollouts
 from rlinf_graph.nodes.metric import Metrics
 
 Sample = dict[str, Any]
+
+
+class Seen(NamedTuple):
+    """What is kept of the rollouts in a batch, by column: made while others wait for the batch."""
+
+    node: str
+    index: list[int]
+    group: list[int]
+    versions: list[int]
+    prompts: list[Prompt]
+    responses: list[str]
+    truths: list[Any]
+    finished: list[bool]
+
+
+@dataclass
+class Sightings:
+    """Samples and rewards of an iteration, as one process saw them."""
+
+    rollouts: list[Seen] = field(default_factory=list[Seen])
+    rewards: list[tuple[list[int], list[float]]] = field(default_factory=list[Any])
+
+    def saw(self, node: str, batch: Batch) -> None:
+        """Note a batch that a node handed to an edge; seeing it again changes nothing."""
+        if isinstance(batch, Rollouts) and len(batch.tokens):  # dialogs begin without any
+            self.rollouts.append(_seen(node, batch))
+        elif isinstance(batch, Rewards):
+            self.rewards.append((batch.index.tolist(), batch.values.tolist()))
+
+    def add(self, other: Sightings) -> None:
+        """Take in what another process saw."""
+        self.rollouts += other.rollouts
+        self.rewards += other.rewards
+
+    def samples(self, iteration: int) -> list[Sample]:
+        """One record a rollout, by node and index."""
+        rewards = {i: value for many in self.rewards for i, value in zip(*many, strict=True)}
+        made: dict[tuple[str, int], Sample] = {}
+        for seen in self.rollouts:
+            for sample in _samples_of(seen, iteration):
+                made.setdefault((seen.node, sample["index"]), sample)
+                sample["reward"] = rewards.get(sample["index"])
+        return [made[key] for key in sorted(made)]
 
 
 @dataclass(frozen=True)
@@ -21,29 +65,17 @@ class IterationRecord:
     Attributes:
         iteration: its number.
         metrics: name → reduced value.
-        samples: one record a rollout, in dispatch order: prompt, response, reward, versions.
+        seen: its rollouts and rewards.
     """
 
     iteration: int
     metrics: dict[str, float]
-    samples: list[Sample]
+    seen: Sightings
 
-
-@dataclass
-class Sightings:
-    """Samples and rewards of an iteration, as one process saw them."""
-
-    samples: dict[tuple[str, int], Sample] = field(default_factory=dict[tuple[str, int], Sample])
-    rewards: dict[int, float] = field(default_factory=dict[int, float])
-
-    def saw(self, node: str, iteration: int, batch: Batch) -> None:
-        """Note a batch that a node handed to an edge; seeing it again changes nothing."""
-        if isinstance(batch, Rollouts) and len(batch.tokens):  # dialogs begin without any
-            for sample in _samples_of(node, iteration, batch):
-                self.samples.setdefault((node, sample["index"]), sample)
-        elif isinstance(batch, Rewards):
-            values = dict(zip(batch.index.tolist(), batch.values.tolist(), strict=True))
-            self.rewards.update(values)
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """One record a rollout, in dispatch order: prompt, response, reward, versions."""
+        return self.seen.samples(self.iteration)
 
 
 @dataclass
@@ -57,46 +89,47 @@ class Recorder:
         default_factory=lambda: defaultdict[int, Sightings](Sightings)
     )
     _finished: dict[int, int] = field(default_factory=lambda: defaultdict[int, int](int))
+    _last: Batch | None = None
 
     def saw(self, node: str, iteration: int, batch: Batch) -> None:
-        """Note a batch that a node handed to an edge."""
-        self._seen[iteration].saw(node, iteration, batch)
+        """Note a batch that a node handed to an edge; often it hands it to several."""
+        if batch is not self._last:
+            self._last = batch
+            self._seen[iteration].saw(node, batch)
 
     def add(self, iteration: int, seen: Sightings) -> None:
         """Take in what another process saw."""
-        self._seen[iteration].samples.update(seen.samples)
-        self._seen[iteration].rewards.update(seen.rewards)
+        self._seen[iteration].add(seen)
 
     def finish(self, iteration: int) -> None:
         """A process is done with an iteration; the last one makes it be reported."""
         self._finished[iteration] += 1
         if self._finished[iteration] < self.processes:
             return
-        seen = self._seen.pop(iteration, Sightings())
-        for (_node, index), sample in seen.samples.items():
-            sample["reward"] = seen.rewards.get(index)
-        ordered = [seen.samples[key] for key in sorted(seen.samples)]
+        self._last = None
         metrics = self.metrics.pop(iteration, Metrics()).values()
-        self.report(IterationRecord(iteration, metrics, ordered))
+        self.report(IterationRecord(iteration, metrics, self._seen.pop(iteration, Sightings())))
 
 
-def _samples_of(node: str, iteration: int, batch: Rollouts) -> list[Sample]:
-    own = batch.versions.clamp(min=0)
-    ends = batch.lengths.cumsum(0).tolist()
-    return [
-        {
+def _seen(node: str, batch: Rollouts) -> Seen:
+    last = batch.lengths.cumsum(0) - 1
+    return Seen(
+        node, batch.index.tolist(), batch.group.tolist(),
+        batch.versions[last].clamp(min=0).tolist(), batch.prompts, batch.responses,
+        [columns.get("truth") for columns in batch.columns], batch.finished.tolist(),
+    )  # fmt: skip
+
+
+def _samples_of(seen: Seen, iteration: int) -> Iterator[Sample]:
+    for index, group, version, prompt, response, truth, finished in zip(*seen[1:], strict=True):
+        yield {
             "iteration": iteration,
-            "node": node,
-            "index": int(index),
-            "group": int(group),
-            "version": int(own[end - 1]),
+            "node": seen.node,
+            "index": index,
+            "group": group,
+            "version": version,
             "prompt": prompt,
             "response": response,
-            "truth": columns.get("truth"),
-            "finished": bool(finished),
+            "truth": truth,
+            "finished": finished,
         }
-        for index, group, end, prompt, response, columns, finished in zip(
-            batch.index.tolist(), batch.group.tolist(), ends, batch.prompts, batch.responses,
-            batch.columns, batch.finished.tolist(), strict=True,
-        )
-    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
@@ -10,10 +11,15 @@ from rlinf_graph.backends.ray.post import Address, Client
 from rlinf_graph.backends.ray.state import Call
 
 
+HOLD_S = 0.001
+"""Seconds for which what is told may wait for more to be told: about what a message costs all who
+take part in it."""
+
+
 class Line:
     """Calls of the board: those that wait for an answer, and those that only tell.
 
-    What is told goes out together, with the next question or before the rank works on.
+    What is told goes out together, with the next question or before the rank works on for long.
 
     Attributes:
         sent: how many messages; read from any thread.
@@ -25,6 +31,7 @@ class Line:
         self._post = Client(address)
         self._told: list[Call] = []
         self._refers = False
+        self._since = 0.0
         self.sent = 0
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -48,8 +55,19 @@ class Line:
 
     def tell(self, method: str, *arguments: Any, refers: bool = False) -> None:
         """Go on without an answer. `refers` says that there are references among the arguments."""
+        if not self._told:
+            self._since = time.monotonic()
         self._told.append((method, arguments))
         self._refers |= refers
+
+    def flush_before(self, seconds: float) -> None:
+        """Send what has been told, if it would wait too long during work of so many seconds.
+
+        Raises:
+            Lost, RayError: when the board is gone.
+        """
+        if self._told and time.monotonic() + seconds > self._since + HOLD_S:
+            self.flush()
 
     def flush(self) -> None:
         """Send what has been told.

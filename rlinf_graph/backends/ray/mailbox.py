@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 
-from rlinf_graph.backends.edges import Edges, Rows, index_of, require_share
+from rlinf_graph.backends.edges import Edges, Extent, Rows, index_of, require_share
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.nearby import Nearby
@@ -45,30 +44,31 @@ class Mailbox:
         far: dict[Place, Wanted] = {}
         for place, rows in wanted.items():
             if not self._came.has(*place, rows):
-                lacking = rows, frozenset(self._held[place])
+                lacking = Extent.of(rows), frozenset(self._held[place])
                 (near if self._nearby.knows(place[0]) else far)[place] = lacking
         if far:
             self._take_far(self._line.ask("get", far))
         if near:
             found = self._nearby.ask(self._who, "get", near, first=self._line.flush)
-            for place, _number, rows, batch in self._new(found):
-                self._came.put(*place, rows, batch)
+            for place, extent, batch in self._new(found):
+                self._came.put(*place, extent.rows, batch)
 
     def _take_far(self, told: dict[Place, dict[int, Part]]) -> None:
         new = list(self._new(told))
-        far = [held for *_which, held in new if isinstance(held, ray.ObjectRef)]
-        fetched = iter(ray.get(far) if far else [])
-        for place, _number, rows, held in new:
-            here = next(fetched) if isinstance(held, ray.ObjectRef) else pickle.loads(held)
-            self._came.put(*place, rows, wire.unpack(here))
+        stored = [held for *_which, held in new if isinstance(held, ray.ObjectRef)]
+        fetched = iter(ray.get(stored) if stored else [])
+        for place, extent, held in new:
+            apart = isinstance(held, ray.ObjectRef)
+            batch = wire.unpack(next(fetched)) if apart else wire.loads(held)
+            self._came.put(*place, extent.rows, batch)
 
-    def _new(self, told: dict[Place, dict[int, Part]]) -> Iterator[tuple[Place, int, Rows, Any]]:
+    def _new(self, told: dict[Place, dict[int, Part]]) -> Iterator[tuple[Place, Extent, Any]]:
         """Parts that have not come before."""
         for place, parts in told.items():
-            for number, (rows, held) in parts.items():
+            for number, (extent, held) in parts.items():
                 if number not in self._held[place]:
                     self._held[place].add(number)
-                    yield place, number, rows, held
+                    yield place, extent, held
 
     def take(self, place: Place, rows: Rows) -> Batch:
         """Samples of an edge, which have been waited for."""
@@ -95,14 +95,13 @@ class Mailbox:
         new = output not in self._written
         held = self._written.setdefault(output, None)
         if self._nearby.knows(place[0]):
-            self._nearby.tell("put", place, (rows, value))
+            self._nearby.tell("put", place, (Extent.of(rows), value))
             return new
         if held is None:
-            made = wire.pack(value)
             small = packed.nbytes(value) <= SMALL
-            held = pickle.dumps(made, protocol=5) if small else ray.put(made)
+            held = wire.dumps(value) if small else ray.put(wire.pack(value))
             self._written[output] = held
-        self._line.tell("put", place, (rows, held), refers=isinstance(held, ray.ObjectRef))
+        self._line.tell("put", place, (Extent.of(rows), held), refers=isinstance(held, ray.ObjectRef))
         return new
 
     def renew(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import MutableMapping
 from itertools import groupby
@@ -85,6 +86,7 @@ class RankProcess:
         self._channels = {channel.edge: channel for channel in job.program.channels}
         self._metrics, self._seen = Metrics(), Sightings()
         self._peers: Ranks | None = None
+        self._took: dict[str, float] = {}
 
     def run(self, iterations: range) -> None:
         """Carry out the list for each iteration.
@@ -189,7 +191,7 @@ class RankProcess:
             rows = self._group.share(at, edge.samples, self._group.ranks, whole=whole)
             place = send.edge, at.moment(edge.depth)
             if self._mailbox.put(place, rows, output, value) and not edge.depth:
-                self._seen.saw(self._group.name, at.iteration, value)
+                self._seen.saw(self._group.name, value)
 
     def _publish(self, model: str, version: int) -> None:
         """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
@@ -231,9 +233,10 @@ class RankProcess:
         return weight
 
     def _timed(self, instruction: Instruction, at: Position, work: Any) -> None:
-        self._line.flush()
+        kind, devices = KINDS[type(instruction)], self._group.devices_of(self._number)
+        self._line.flush_before(self._took.get(kind, math.inf))
         begin = time.time() - self._start
         work()
         end = time.time() - self._start
-        kind, devices = KINDS[type(instruction)], self._group.devices_of(self._number)
+        self._took[kind] = end - begin
         self.events.append(Event(kind, self._group.name, at, devices, begin, end))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rlinf_graph.backends.edges import Extent, Rows
+from rlinf_graph.backends.edges import Extent
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.ir.position import Moment
 from rlinf_graph.ir.program import Channel, Program
@@ -22,10 +22,10 @@ Call = tuple[str, tuple[Any, ...]]
 Place = tuple[str, Moment]
 """An edge at a moment."""
 
-Part = tuple[Rows, Any]
+Part = tuple[Extent, Any]
 """Sample indices, and the batch that holds them, or a reference of it."""
 
-Wanted = tuple[Rows, frozenset[int]]
+Wanted = tuple[Extent, frozenset[int]]
 """Samples that a consumer waits for, and the numbers of the parts that it has."""
 
 
@@ -48,7 +48,7 @@ class Queue:
     def __init__(self, channel: Channel, consumers: int) -> None:
         """Nothing has come."""
         self.channel, self.consumers = channel, consumers
-        self.parts: dict[Moment, list[tuple[Extent, Part]]] = {}
+        self.parts: dict[Moment, list[Part]] = {}
         self.freed: dict[Moment, int] = defaultdict(int)
 
     def has_room(self, moment: Moment) -> bool:
@@ -61,20 +61,20 @@ class Queue:
 
     def put(self, moment: Moment, part: Part) -> None:
         """Samples have come."""
-        self.parts[moment].append((Extent.of(part[0]), part))
+        self.parts[moment].append(part)
 
     def has(self, moment: Moment, rows: Extent) -> bool:
         """Whether all these samples have come."""
         come = self.parts.get(moment)
-        return bool(come) and rows.within([extent for extent, _part in come])
+        return bool(come) and rows.within([extent for extent, _held in come])
 
     def holding(self, moment: Moment, rows: Extent, known: Collection[int]) -> dict[int, Part]:
         """The parts with these samples that a consumer does not know, by their numbers. An only
         consumer needs all parts, and is given those that have come."""
         return {
             number: part
-            for number, (extent, part) in enumerate(self.parts[moment])
-            if number not in known and (self.consumers == 1 or extent.meets(rows))
+            for number, part in enumerate(self.parts[moment])
+            if number not in known and (self.consumers == 1 or part[0].meets(rows))
         }
 
     def free(self, moment: Moment) -> None:
@@ -152,7 +152,7 @@ class State:
     def get(self, wanted: Mapping[Place, Wanted]) -> Question:
         """Samples of some edges are there; by place and number, the parts that hold them."""
         looked = [
-            (self.queues[edge], moment, Extent.of(rows), known)
+            (self.queues[edge], moment, rows, known)
             for (edge, moment), (rows, known) in wanted.items()
         ]
 

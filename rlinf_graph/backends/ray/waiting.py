@@ -9,7 +9,6 @@ from typing import Any
 
 import networkx as nx
 
-from rlinf_graph.backends.edges import Extent
 from rlinf_graph.ir.position import Moment, Position
 from rlinf_graph.ir.program import Instruction, Program, Publish
 
@@ -221,7 +220,7 @@ def _samples(
     program: Program, queues: Mapping[str, Any], who: Place, wanted: Mapping[Any, Any]
 ) -> Wait | None:
     for (edge, moment), (rows, _known) in wanted.items():
-        if not queues[edge].has(moment, Extent.of(rows)):
+        if not queues[edge].has(moment, rows):
             source = queues[edge].channel.source.node
             what = f"samples of `{edge}`, {_shown(moment)},"
             return Wait(who, what, _ranks(program, source), moment)
