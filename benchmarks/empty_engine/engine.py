@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,21 @@ import torch
 
 from rlinf_graph.ir.batches import Prompts, Rollouts
 from rlinf_graph.nodes.engine import Key, Sampling, Shard, TrainBatch
+
+
+@functools.cache
+def _answers(count: int) -> dict[str, torch.Tensor]:
+    """What is the same in all rollouts of so many samples; nobody writes to them."""
+    own = torch.tensor([0, 1]).repeat(count)
+    return {
+        "lengths": torch.full((count,), 2),
+        "tokens": own,
+        "mask": own.bool(),
+        "logprobs": torch.zeros(2 * count, dtype=torch.float64),
+        "prompt_lengths": torch.ones(count, dtype=torch.int64),
+        "finished": torch.ones(count, dtype=torch.bool),
+        "temperature": torch.ones(count, dtype=torch.float64),
+    }
 
 
 class EmptyEngine:
@@ -20,22 +36,15 @@ class EmptyEngine:
     def generate(self, prompts: Prompts, sampling: Sampling, _key: Key, version: int) -> Rollouts:
         """One token asked, one answered."""
         count = len(prompts) * sampling.samples
-        pair = torch.tensor([0, 1]).repeat(count)
         each = torch.arange(sampling.samples)
         return Rollouts(
             index=(prompts.index[:, None] * sampling.samples + each).flatten(),
             group=prompts.index.repeat_interleave(sampling.samples),
-            lengths=torch.full((count,), 2),
-            tokens=pair,
-            mask=pair.bool(),
-            logprobs=torch.zeros(2 * count, dtype=torch.float64),
-            versions=torch.where(pair.bool(), version, -1),
-            prompt_lengths=torch.ones(count, dtype=torch.int64),
-            finished=torch.ones(count, dtype=torch.bool),
-            temperature=torch.ones(count, dtype=torch.float64),
+            versions=torch.full((2 * count,), version),
             prompts=[prompt for prompt in prompts.prompts for _ in range(sampling.samples)],
             responses=["1"] * count,
             columns=[columns for columns in prompts.columns for _ in range(sampling.samples)],
+            **_answers(count),
         )
 
     def logprobs(self, rollouts: Rollouts) -> torch.Tensor:

@@ -7,6 +7,7 @@ which versions are there. Every wait ends when the run fails, with its cause.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -35,55 +36,57 @@ class Board:
 
     def __init__(self, program: Program, kept: Kept) -> None:
         """Nothing has arrived. `kept` says which versions of the weights are held."""
-        self._desk = Desk(program, {group.name for group in program.groups}, kept)
-        self._failures: list[tuple[Diagnostic, ...]] = []
-        self._heard: dict[waiting.Place, int] = defaultdict(int)
-        self._records: list[IterationRecord] = []
-        ranks = sum(group.ranks for group in program.groups)
-        self._recorder = Recorder(ranks, self._records.append)
+        self._hall = _Hall(program, kept)
         self._news = asyncio.Event()
-        self._post = Server(self._hear)
 
     async def open(self) -> Address:
         """Listen to the ranks; where."""
-        return await self._post.start(ray.util.get_node_ip_address())
+        loop = asyncio.get_running_loop()
+        self._hall.changed = lambda: loop.call_soon_threadsafe(self._news.set)
+        return Server(self._hall.hear).start(ray.util.get_node_ip_address())
 
     async def take_in(self, told: Sequence[Call]) -> None:
         """What a rank tells, in order."""
-        self._take_in(told)
+        with self._hall.lock:
+            self._hall.take_in(told)
 
     async def answer(self, method: str, arguments: Sequence[Any]) -> Any:
         """The answer to a question that can be answered, and whose answer has references."""
-        return self._desk.look((method, tuple(arguments)))
+        with self._hall.lock:
+            return self._hall.desk.look((method, tuple(arguments)))
 
     async def fail(self, diagnostics: tuple[Diagnostic, ...], broken: bool = False) -> None:
         """End the run; the first cause is kept, later ones are counted.
 
         A `broken` connection is a cause only where no rank fails in `DEATH_S`, and none dies.
         """
-        if diagnostics == self._desk.failure:
+        hall = self._hall
+        if diagnostics == hall.desk.failure:
             return
-        self._failures.append(diagnostics)
-        if broken and not self._desk.failure:
+        hall.failures.append(diagnostics)
+        if broken and not hall.desk.failure:
             await asyncio.sleep(DEATH_S)
-        self._end(diagnostics)
+        with hall.lock:
+            hall.end(diagnostics)
 
     async def failed_besides(self, cause: tuple[Diagnostic, ...]) -> int:
         """How many ranks have failed by themselves and not by this cause."""
-        return sum(failure != cause for failure in self._failures)
+        return sum(failure != cause for failure in self._hall.failures)
 
     async def asking(self) -> tuple[dict[waiting.Place, int], dict[waiting.Place, float]]:
         """How many messages of each rank have come, and since when which ranks wait, by this
         process's clock."""
-        return dict(self._heard), self._desk.since()
+        with self._hall.lock:
+            return dict(self._hall.heard), self._hall.desk.since()
 
     async def answered(self, who: waiting.Place) -> str:
         """What a rank was given last; empty where that is nothing."""
-        return self._desk.answered(who)
+        return self._hall.desk.answered(who)
 
     async def waits(self) -> list[Wait]:
         """Who waits for whom now."""
-        return self._desk.waits()
+        with self._hall.lock:
+            return self._hall.desk.waits()
 
     async def records(self, known: int, timeout: float) -> list[IterationRecord]:
         """Finished iterations after the first `known`; waits for one, but not longer than that.
@@ -91,22 +94,47 @@ class Board:
         Raises:
             CompileError: the first cause, when the run has failed.
         """
-        end = time.monotonic() + timeout
-        while not self._desk.failure and len(self._records) <= known and time.monotonic() < end:
+        hall, end = self._hall, time.monotonic() + timeout
+        while not hall.desk.failure and len(hall.records) <= known and time.monotonic() < end:
             self._news.clear()
+            if len(hall.records) > known:
+                break
             try:
                 await asyncio.wait_for(self._news.wait(), end - time.monotonic())
             except TimeoutError:
                 break
-        if self._desk.failure:
-            raise CompileError(self._desk.failure)
-        return self._records[known:]
+        if hall.desk.failure:
+            raise CompileError(hall.desk.failure)
+        return hall.records[known:]
 
     async def failure(self) -> tuple[Diagnostic, ...]:
         """Why the run failed; empty while it has not."""
-        return self._desk.failure
+        return self._hall.desk.failure
 
-    def _hear(
+
+class _Hall:
+    """What the thread that hears the ranks shares with the board's calls; no method of an actor's
+    class, of which Ray wraps each.
+
+    Attributes:
+        lock: held by who uses the desk.
+        desk: of the whole run.
+        heard: messages of each rank.
+        failures: by ranks.
+        records: finished iterations.
+        changed: called when an iteration is finished, or the run.
+    """
+
+    def __init__(self, program: Program, kept: Kept) -> None:
+        self.lock = threading.Lock()
+        self.desk = Desk(program, {group.name for group in program.groups}, kept)
+        self.heard: dict[waiting.Place, int] = defaultdict(int)
+        self.failures: list[tuple[Diagnostic, ...]] = []
+        self.records: list[IterationRecord] = []
+        self.changed: Callable[[], Any] = lambda: None
+        self._recorder = Recorder(sum(group.ranks for group in program.groups), self._record)
+
+    def hear(
         self,
         reply: Callable[[Any], None],
         who: waiting.Place,
@@ -114,32 +142,38 @@ class Board:
         question: Call | None,
     ) -> None:
         """Take in what a rank tells, in order, and answer its question when that can be done."""
-        self._heard[who] += 1
-        try:
-            self._take_in(told)
-            if question is not None:
-                self._desk.ask(who, question, lambda answer: reply(_sent(answer)))
-        except Exception as error:
-            self._end((Diagnostic("RG0609", f"the board cannot go on: {error!r}"),))
-            raise
+        with self.lock:
+            self.heard[who] += 1
+            try:
+                self.take_in(told)
+                if question is not None:
+                    self.desk.ask(who, question, lambda answer: reply(_sent(answer)))
+            except Exception as error:
+                self.end((Diagnostic("RG0609", f"the board cannot go on: {error!r}"),))
+                raise
 
-    def _take_in(self, told: Sequence[Call]) -> None:
+    def take_in(self, told: Sequence[Call]) -> None:
+        """What a rank tells."""
         for method, arguments in told:
             if method == "finish":
                 self._finish(*arguments)
             else:
-                self._desk.tell(method, arguments)
+                self.desk.tell(method, arguments)
+
+    def end(self, diagnostics: tuple[Diagnostic, ...]) -> None:
+        """The run has failed."""
+        self.desk.fail(diagnostics)
+        self.changed()
 
     def _finish(self, iteration: int, metrics: Metrics, seen: Sightings) -> None:
         """A rank is done with an iteration."""
         self._recorder.metrics[iteration].merge(metrics)
         self._recorder.add(iteration, seen)
         self._recorder.finish(iteration)
-        self._news.set()
 
-    def _end(self, diagnostics: tuple[Diagnostic, ...]) -> None:
-        self._desk.fail(diagnostics)
-        self._news.set()
+    def _record(self, record: IterationRecord) -> None:
+        self.records.append(record)
+        self.changed()
 
 
 def _sent(answer: Any) -> tuple[str, Any]:

@@ -7,18 +7,25 @@ references to Ray's object store in it goes as a call, because Ray has to count 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import hmac
+import logging
 import pickle
 import secrets
+import selectors
 import socket
+import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 from rlinf_graph.backends.ray.channel.peers import machine
 
 HEAD = 8
 """Bytes before each message that say how long it is."""
+
+READ = 1 << 18
+"""Bytes that are read at once."""
 
 
 class Address(NamedTuple):
@@ -37,34 +44,77 @@ class Lost(ConnectionError):
 
 
 class Server:
-    """Hears each client's messages in their order."""
+    """Hears each client's messages in their order, in a thread of its own: an event loop would take
+    longer over a message than everything else that it takes part in."""
 
     def __init__(self, hear: Callable[..., None]) -> None:
-        """`hear(reply, *message)` may call `reply(answer)`, now or later."""
+        """`hear(reply, *message)` may call `reply(answer)`, now or later, from any thread."""
         self._hear = hear
+        self._token = secrets.token_bytes(32)
+        self._ready = selectors.DefaultSelector()
 
-    async def start(self, host: str) -> Address:
+    def start(self, host: str) -> Address:
         """Listen on this machine, at `host` for the others."""
-        token, path = secrets.token_bytes(32), f"\0rlinf-graph-{secrets.token_hex(16)}"
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Connection(self._hear, token), host, 0)
+        path = f"\0rlinf-graph-{secrets.token_hex(16)}"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = [socket.create_server((host, 0), family=family)]
         if hasattr(socket, "AF_UNIX"):
-            await loop.create_unix_server(lambda: _Connection(self._hear, token), path)
-        return Address(machine(), path, host, server.sockets[0].getsockname()[1], token)
+            listening.append(socket.socket(socket.AF_UNIX))
+            listening[-1].bind(path)
+            listening[-1].listen()
+        for one in listening:
+            self._ready.register(one, selectors.EVENT_READ, partial(self._accept, one))
+        threading.Thread(target=self._serve, daemon=True, name="post").start()
+        return Address(machine(), path, host, listening[0].getsockname()[1], self._token)
+
+    def _serve(self) -> None:
+        while True:
+            for key, mask in self._ready.select():
+                key.data(mask)
+
+    def _accept(self, listening: socket.socket, _mask: int) -> None:
+        with contextlib.suppress(OSError):  # who has gone again
+            client, _address = listening.accept()
+            client.setblocking(False)
+            if listening.family in (socket.AF_INET, socket.AF_INET6):
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made = _Connection(client, self._ready, self._hear, self._token)
+            self._ready.register(client, selectors.EVENT_READ, made.work)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection:
     """One client, at the server. When it is gone, a rank is done or dead; Ray tells which."""
 
-    def __init__(self, hear: Callable[..., None], token: bytes) -> None:
-        self._hear, self._token = hear, token
-        self._data = bytearray()
-        self._transport: asyncio.Transport | None = None
+    def __init__(
+        self,
+        client: socket.socket,
+        ready: selectors.BaseSelector,
+        hear: Callable[..., None],
+        token: bytes,
+    ) -> None:
+        self._socket, self._ready, self._hear, self._token = client, ready, hear, token
+        self._data, self._unsent = bytearray(), bytearray()
+        self._sending, self._full = threading.Lock(), False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+    def work(self, mask: int) -> None:
+        """Take in what has come, send what could not be sent yet."""
+        try:
+            if mask & selectors.EVENT_WRITE:
+                with self._sending:
+                    self._send()
+            if mask & selectors.EVENT_READ:
+                self._read()
+        except OSError:
+            self._close()
+        except Exception:
+            logging.getLogger(__name__).exception("a message could not be heard")
+            self._close()
 
-    def data_received(self, data: bytes) -> None:
+    def _read(self) -> None:
+        data = self._socket.recv(READ)
+        if not data:
+            self._close()
+            return
         self._data += data
         if self._token:
             size = len(self._token)
@@ -76,11 +126,7 @@ class _Connection(asyncio.Protocol):
             self._token = b""
             del self._data[:size]
         while (message := self._next()) is not None:
-            try:
-                self._hear(self._reply, *message)
-            except Exception:
-                self._close()
-                raise
+            self._hear(self._reply, *message)
 
     def _next(self) -> Any:
         """The next message, if it has come as a whole."""
@@ -92,12 +138,23 @@ class _Connection(asyncio.Protocol):
         return message
 
     def _reply(self, answer: Any) -> None:
-        if self._transport is not None:
-            self._transport.write(_framed(answer))
+        with self._sending, contextlib.suppress(OSError):  # it is gone: `work` sees that, too
+            self._unsent += _framed(answer)
+            self._send()
+
+    def _send(self) -> None:
+        """As much as the client takes now."""
+        with contextlib.suppress(BlockingIOError):
+            del self._unsent[: self._socket.send(self._unsent)]
+        if self._full != bool(self._unsent):
+            self._full = bool(self._unsent)
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._full else 0)
+            self._ready.modify(self._socket, wanted, self.work)
 
     def _close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        with self._sending:
+            self._ready.unregister(self._socket)
+            self._socket.close()
 
 
 class Client:
