@@ -96,6 +96,16 @@ class Part:
     batch: Batch
     straight: bool
 
+    @staticmethod
+    def of(rows: Rows, batch: Batch) -> Part:
+        """A batch that accounts for `rows`.
+
+        Raises:
+            ValueError: see `require_share`.
+        """
+        index = index_of(batch)
+        return Part(rows, index, batch, require_share(rows, index))
+
     @cached_property
     def extent(self) -> Extent:
         """Of the rank's share."""
@@ -150,6 +160,7 @@ class Edges:
     def __init__(self) -> None:
         """No edge holds anything."""
         self._parts: dict[tuple[str, Moment], list[Part]] = defaultdict(list)
+        self._exact: dict[tuple[str, Moment], dict[int, Part]] = defaultdict(dict)
         self._last: tuple[Batch | None, Rows | None, Batch | None] = (None, None, None)
         self._ordered: dict[tuple[str, Moment], tuple[Rows, packed.Runs[Batch]]] = {}
 
@@ -159,14 +170,17 @@ class Edges:
         Raises:
             ValueError: see `require_share`.
         """
-        index = index_of(batch)
-        straight = require_share(rows, index)
-        self._parts[edge, moment].append(Part(rows, index, batch, straight))
+        self.lay(edge, moment, Part.of(rows, batch))
+
+    def lay(self, edge: str, moment: Moment, part: Part) -> None:
+        """Keep a part."""
+        self._parts[edge, moment].append(part)
+        self._exact[edge, moment][id(part.rows)] = part  # which lives as long as the part
 
     def has(self, edge: str, moment: Moment, rows: Rows) -> bool:
         """Whether all samples with these indices are accounted for."""
         parts = self._parts.get((edge, moment), [])
-        if any(part.rows is rows for part in parts):
+        if parts and id(rows) in self._exact[edge, moment]:
             return True
         return bool(parts) and Extent.of(rows).within([part.extent for part in parts])
 
@@ -179,12 +193,13 @@ class Edges:
         parts = self._parts.get((edge, moment), [])
         if not parts:
             raise KeyError(edge)
+        exact = self._exact[edge, moment].get(id(rows))
+        if exact is not None and exact.straight:
+            return exact.batch
         if len(parts) > 1:
             whole = next((part for part in parts if part.is_just(rows)), None)
             return whole.batch if whole else _assembled(parts, rows)
         part = parts[0]
-        if part.straight and part.rows is rows:
-            return part.batch
         if np.array_equal(part.index, rows):
             return part.batch
         if part.first is None:
@@ -218,6 +233,7 @@ class Edges:
     def drop(self, edge: str, moment: Moment) -> None:
         """Forget a moment of an edge."""
         self._parts.pop((edge, moment), None)
+        self._exact.pop((edge, moment), None)
         self._ordered.pop((edge, moment), None)
 
 

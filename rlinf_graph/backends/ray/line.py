@@ -10,7 +10,6 @@ import ray
 from rlinf_graph.backends.ray.post import Address, Client
 from rlinf_graph.backends.ray.state import Call
 
-
 HOLD_S = 0.001
 """Seconds for which what is told may wait for more to be told: about what a message costs all who
 take part in it."""

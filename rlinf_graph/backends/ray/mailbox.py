@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-from rlinf_graph.backends.edges import Edges, Extent, Rows, index_of, require_share
+from rlinf_graph.backends import edges
+from rlinf_graph.backends.edges import Edges, Extent, Rows
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.nearby import Nearby
@@ -35,7 +36,7 @@ class Mailbox:
         self._who, self._line, self._nearby = who, line, nearby
         self._came = Edges()
         self._held: dict[Place, set[int]] = defaultdict(set)
-        self._written: dict[Output, Any] = {}
+        self._written: dict[Output, tuple[edges.Part, Any]] = {}
         self._open: dict[str, Moment] = {}
 
     def wait(self, wanted: Mapping[Place, Rows]) -> None:
@@ -50,8 +51,8 @@ class Mailbox:
             self._take_far(self._line.ask("get", far))
         if near:
             found = self._nearby.ask(self._who, "get", near, first=self._line.flush)
-            for place, extent, batch in self._new(found):
-                self._came.put(*place, extent.rows, batch)
+            for place, _extent, part in self._new(found):
+                self._came.lay(*place, part)
 
     def _take_far(self, told: dict[Place, dict[int, Part]]) -> None:
         new = list(self._new(told))
@@ -91,17 +92,19 @@ class Mailbox:
         Raises:
             ValueError: for samples that are not among `rows`, the rank's share.
         """
-        require_share(rows, index_of(value))
         new = output not in self._written
-        held = self._written.setdefault(output, None)
+        part, held = self._written.get(output, (None, None))
+        if part is None or part.rows is not rows:
+            part = edges.Part.of(rows, value)
         if self._nearby.knows(place[0]):
-            self._nearby.tell("put", place, (Extent.of(rows), value))
-            return new
-        if held is None:
-            small = packed.nbytes(value) <= SMALL
-            held = wire.dumps(value) if small else ray.put(wire.pack(value))
-            self._written[output] = held
-        self._line.tell("put", place, (Extent.of(rows), held), refers=isinstance(held, ray.ObjectRef))
+            self._nearby.tell("put", place, (part.extent, part))
+        else:
+            if held is None:
+                small = packed.nbytes(value) <= SMALL
+                held = wire.dumps(value) if small else ray.put(wire.pack(value))
+            refers = isinstance(held, ray.ObjectRef)
+            self._line.tell("put", place, (part.extent, held), refers=refers)
+        self._written[output] = part, held
         return new
 
     def renew(self) -> None:
