@@ -66,11 +66,13 @@ class IterationRecord:
         iteration: its number.
         metrics: name → reduced value.
         seen: its rollouts and rewards.
+        age: seconds since it was finished, when this record was handed over.
     """
 
     iteration: int
     metrics: dict[str, float]
     seen: Sightings
+    age: float = 0.0
 
     @cached_property
     def samples(self) -> list[Sample]:

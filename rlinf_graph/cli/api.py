@@ -144,7 +144,7 @@ def run_compiled(
         clock = _Clock()
 
         def finished(record: IterationRecord) -> None:
-            seconds = clock.lap()
+            seconds = clock.lap(record.age)
             out.write(record, seconds=seconds)
             report(record, seconds)
 
@@ -187,8 +187,8 @@ class _Clock:
     def start(self) -> None:
         self._began = self._last = time.perf_counter()
 
-    def lap(self) -> float:
-        now = time.perf_counter()
+    def lap(self, ago: float) -> float:
+        now = time.perf_counter() - ago
         seconds, self._last = now - self._last, now
         return seconds
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import ray
@@ -105,7 +106,8 @@ class Board:
                 break
         if hall.desk.failure:
             raise CompileError(hall.desk.failure)
-        return hall.records[known:]
+        now = time.monotonic()
+        return [replace(record, age=now - ended) for record, ended in hall.records[known:]]
 
     async def failure(self) -> tuple[Diagnostic, ...]:
         """Why the run failed; empty while it has not."""
@@ -121,7 +123,7 @@ class _Hall:
         desk: of the whole run.
         heard: messages of each rank.
         failures: by ranks.
-        records: finished iterations.
+        records: finished iterations, and when.
         changed: called when an iteration is finished, or the run.
     """
 
@@ -130,7 +132,7 @@ class _Hall:
         self.desk = Desk(program, {group.name for group in program.groups}, kept)
         self.heard: dict[waiting.Place, int] = defaultdict(int)
         self.failures: list[tuple[Diagnostic, ...]] = []
-        self.records: list[IterationRecord] = []
+        self.records: list[tuple[IterationRecord, float]] = []
         self.changed: Callable[[], Any] = lambda: None
         self._recorder = Recorder(sum(group.ranks for group in program.groups), self._record)
 
@@ -172,7 +174,7 @@ class _Hall:
         self._recorder.finish(iteration)
 
     def _record(self, record: IterationRecord) -> None:
-        self.records.append(record)
+        self.records.append((record, time.monotonic()))
         self.changed()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import MutableMapping
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,10 +19,12 @@ from rlinf_graph.backends.ray.hosted import Proxy
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.mailbox import Mailbox
 from rlinf_graph.backends.ray.nearby import Nearby
+from rlinf_graph.backends.ray.state import Place
 from rlinf_graph.backends.ray.waiting import Doing
 from rlinf_graph.backends.ray.weights import Arriving, put_buckets, refers
 from rlinf_graph.backends.record import Sightings
 from rlinf_graph.ir.interpreter import KINDS
+from rlinf_graph.ir.node_type import Role
 from rlinf_graph.ir.position import Position
 from rlinf_graph.ir.program import (
     Accumulate,
@@ -96,11 +98,24 @@ class RankProcess:
         """
         for iteration in iterations:
             self._metrics, self._seen = Metrics(), Sightings()
-            listed = unroll(self._group.body, Position(iteration, self._number))
+            listed = list(unroll(self._group.body, Position(iteration, self._number)))
+            self._prefetch(listed)
             for kind, steps in groupby(listed, key=lambda step: type(step[0])):
                 self._steps(kind, list(steps), iterations.start)
             self._line.tell("finish", iteration, self._metrics, self._seen)
         self._line.close()
+
+    def _prefetch(self, listed: list[tuple[Any, Position]]) -> None:
+        """Fetch what comes straight from a data source, before the first work and any turn."""
+        early = takewhile(lambda step: not isinstance(step[0], Run | Accumulate), listed)
+        self._mailbox.wait(dict(self._wanted(*step) for step in early if self._is_data(step[0])))
+
+    def _is_data(self, instruction: Instruction) -> bool:
+        """Whether an instruction waits for a node that waits for nobody."""
+        if not isinstance(instruction, Recv):
+            return False
+        source = self._job.graph.node(self._channels[instruction.edge].source.node)
+        return source.role is Role.SOURCE and not source.inputs
 
     def doing(self) -> Doing:
         """What the rank is in, seen from another thread."""
@@ -168,18 +183,16 @@ class RankProcess:
             self._line.tell("release", ring)
 
     def _recv(self, steps: list[tuple[Recv, Position]]) -> None:
-        wanted = {
-            (recv.edge, at.moment(self._channels[recv.edge].depth, recv.lag)): (recv.param, rows)
-            for recv, at in steps
-            for rows in [self._rows(recv, at)]
-        }
-        self._mailbox.wait({place: rows for place, (_param, rows) in wanted.items()})
-        for place, (param, rows) in wanted.items():
-            self._rank.bound[param] = self._mailbox.take(place, rows)
+        wanted = [self._wanted(*step) for step in steps]
+        self._mailbox.wait(dict(wanted))
+        for (recv, _at), (place, rows) in zip(steps, wanted, strict=True):
+            self._rank.bound[recv.param] = self._mailbox.take(place, rows)
 
-    def _rows(self, recv: Recv, at: Position) -> Rows:
-        samples, ranks = self._channels[recv.edge].samples, self._group.ranks
-        return recv.select.rows(at, samples, ranks, self._job.seed)
+    def _wanted(self, recv: Recv, at: Position) -> tuple[Place, Rows]:
+        """The edge and the moment that an instruction reads, and which samples of it."""
+        edge = self._channels[recv.edge]
+        rows = recv.select.rows(at, edge.samples, self._group.ranks, self._job.seed)
+        return (recv.edge, at.moment(edge.depth, recv.lag)), rows
 
     def _send(self, steps: list[tuple[Send, Position]]) -> None:
         sent = [(send, at, self._channels[send.edge]) for send, at in steps]
@@ -202,6 +215,7 @@ class RankProcess:
             else:
                 members = [put_buckets(trainer.shards(), transport)]
             self._line.tell("publish", model, version, members, refers=refers(members))
+            self._line.flush()  # who reads it may be next on these devices
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:
         due = self._engines.due(self._group, self._number, awaited, at.iteration, first)

@@ -34,6 +34,8 @@ from rlinf_graph.ir.timeline import Event
 HOST = -1
 """The number of the worker that hosts host nodes."""
 POLL_S = 0.2
+BREATH_S = 0.05
+"""Between reports of short iterations, which come together: each costs the board milliseconds."""
 GRACE_S = 1.0
 """After a failure, for the other ranks to end too: those that fail by themselves are counted."""
 
@@ -224,7 +226,8 @@ class _Crew:
             for record in records:
                 report(record)
             known += len(records)
-            done, pending = ray.wait(pending, num_returns=len(pending), timeout=0)
+            breath = BREATH_S if records else 0
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=breath)
             for reference in done:
                 try:
                     ray.get(reference)
