@@ -142,8 +142,10 @@ class Rank:
         sync, samples = self._sync, self.bound["samples"]
         if sync is None or not isinstance(samples, Rollouts | Transitions):
             return
-        versions = samples.versions
-        versions = versions[samples.mask] if isinstance(samples, Rollouts) else versions
+        versions = packed.host(samples.versions)
+        versions = (
+            versions[packed.host(samples.mask)] if isinstance(samples, Rollouts) else versions
+        )
         if not len(versions):
             return
         oldest = int(versions.min())

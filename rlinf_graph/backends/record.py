@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.batches import Prompt, Rewards, Rollouts
+from rlinf_graph.ir.packed import host
 from rlinf_graph.nodes.metric import Metrics
 
 Sample = dict[str, Any]
@@ -37,7 +38,7 @@ class Sightings:
 
     def saw(self, node: str, batch: Batch) -> None:
         """Note a batch that a node handed to an edge; seeing it again changes nothing."""
-        if isinstance(batch, Rollouts) and len(batch.tokens):  # dialogs begin without any
+        if isinstance(batch, Rollouts) and batch.tokens.shape[0]:  # dialogs begin without any
             self.rollouts.append(_seen(node, batch))
         elif isinstance(batch, Rewards):
             self.rewards.append((batch.index.tolist(), batch.values.tolist()))
@@ -114,10 +115,10 @@ class Recorder:
 
 
 def _seen(node: str, batch: Rollouts) -> Seen:
-    last = batch.lengths.cumsum(0) - 1
+    last = host(batch.lengths).cumsum() - 1
     return Seen(
         node, batch.index.tolist(), batch.group.tolist(),
-        batch.versions[last].clamp(min=0).tolist(), batch.prompts, batch.responses,
+        host(batch.versions)[last].clip(min=0).tolist(), batch.prompts, batch.responses,
         [columns.get("truth") for columns in batch.columns], batch.finished.tolist(),
     )  # fmt: skip
 

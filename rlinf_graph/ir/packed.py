@@ -169,7 +169,7 @@ def columns(kind: type[Batch]) -> dict[str, dict[str, int]]:
 
 def host(tensor: Any) -> np.ndarray[Any, Any]:
     """The values of a tensor of any device as a numpy array."""
-    return tensor.cpu().numpy() if hasattr(tensor, "cpu") else np.asarray(tensor)
+    return tensor.numpy(force=True) if hasattr(tensor, "cpu") else np.asarray(tensor)
 
 
 def take(batch: Batch, names: Iterable[str], rows: Rows) -> dict[str, Any]:

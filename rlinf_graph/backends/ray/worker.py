@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -82,6 +83,8 @@ class Worker:
         self._events: list[Event] = []
         self._running: dict[Place, RankProcess] = {}
         self._lock = threading.Lock()
+        gc.collect()
+        gc.freeze()  # what has been imported and loaded stays
 
     def ready(self) -> tuple[str, int, str]:
         """Where this process lives, once it has loaded: the id of its Ray node, its own, and the
