@@ -189,5 +189,5 @@ def _refers(answer: Any) -> bool:
     """Whether an answer of `get` or `weights` has references in it."""
     if isinstance(answer, dict):
         parts: Any = (part for parts in answer.values() for part in parts.values())
-        return any(isinstance(held, ray.ObjectRef) for _rows, held in parts)
+        return any(isinstance(held.data, ray.ObjectRef) for _rows, held in parts)
     return isinstance(answer, list) and refers(cast("list[Buckets]", answer))

@@ -13,7 +13,7 @@ from rlinf_graph.backends.edges import Edges, Extent, Rows
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.nearby import Nearby
-from rlinf_graph.backends.ray.state import Part, Place, Wanted
+from rlinf_graph.backends.ray.state import Held, Part, Place, Wanted
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.position import Moment
@@ -38,6 +38,7 @@ class Mailbox:
         self._held: dict[Place, set[int]] = defaultdict(set)
         self._written: dict[Output, tuple[edges.Part, Any]] = {}
         self._open: dict[str, Moment] = {}
+        self._made = 0
 
     def wait(self, wanted: Mapping[Place, Rows]) -> None:
         """Wait until samples of some edges are here."""
@@ -56,12 +57,20 @@ class Mailbox:
 
     def _take_far(self, told: dict[Place, dict[int, Part]]) -> None:
         new = list(self._new(told))
-        stored = [held for *_which, held in new if isinstance(held, ray.ObjectRef)]
-        fetched = iter(ray.get(stored) if stored else [])
+        opened = self._open_all([held for _place, _extent, held in new])
         for place, extent, held in new:
-            apart = isinstance(held, ray.ObjectRef)
-            batch = wire.unpack(next(fetched)) if apart else wire.loads(held)
-            self._came.put(*place, extent.rows, batch)
+            self._came.put(*place, extent.rows, opened[held.name])
+
+    def _open_all(self, many: list[Held]) -> dict[Any, Batch]:
+        """Batches by name, read once in the process, however many edges carry them to it."""
+        opened = {h.name: b for h in many if (b := self._nearby.opened.get(h.name)) is not None}
+        closed = {held.name: held.data for held in many if held.name not in opened}
+        stored = [name for name, data in closed.items() if isinstance(data, ray.ObjectRef)]
+        found = ray.get([closed[name] for name in stored]) if stored else []
+        made = {name: wire.unpack(packed) for name, packed in zip(stored, found, strict=True)}
+        made |= {name: wire.loads(closed[name]) for name in closed if name not in made}
+        self._nearby.opened.update(made)
+        return opened | made
 
     def _new(self, told: dict[Place, dict[int, Part]]) -> Iterator[tuple[Place, Extent, Any]]:
         """Parts that have not come before."""
@@ -101,8 +110,10 @@ class Mailbox:
         else:
             if held is None:
                 small = packed.nbytes(value) <= SMALL
-                held = wire.dumps(value) if small else ray.put(wire.pack(value))
-            refers = isinstance(held, ray.ObjectRef)
+                data = wire.dumps(value) if small else ray.put(wire.pack(value))
+                self._made += 1
+                held = Held((*self._who, self._made), data)
+            refers = isinstance(held.data, ray.ObjectRef)
             self._line.tell("put", place, (part.extent, held), refers=refers)
         self._written[output] = part, held
         return new

@@ -9,17 +9,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from typing import Any
+from weakref import WeakValueDictionary
 
 from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import waiting
 from rlinf_graph.backends.ray.desk import Desk
 from rlinf_graph.backends.ray.waiting import Wait
+from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.program import Program
 
 
 class Nearby:
-    """A desk that threads share."""
+    """A desk that threads share.
+
+    Attributes:
+        opened: batches from other processes that are in use here, by name.
+    """
 
     def __init__(self, program: Program, places: Collection[waiting.Place]) -> None:
         """Nothing has come. `places` are the ranks of this process."""
@@ -27,6 +33,7 @@ class Nearby:
                   if all((g.name, rank) in places for rank in range(g.ranks))]  # fmt: skip
         self._desk = Desk(program, inside, Kept(0, {}))
         self._lock = threading.Lock()
+        self.opened: WeakValueDictionary[tuple[str, int, int], Batch] = WeakValueDictionary()
 
     @property
     def heard(self) -> int:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlinf_graph.backends.edges import Extent
 from rlinf_graph.backends.engines import Kept
@@ -22,8 +22,16 @@ Call = tuple[str, tuple[Any, ...]]
 Place = tuple[str, Moment]
 """An edge at a moment."""
 
+
+class Held(NamedTuple):
+    """A batch on its way to another process: its name in the run, and bytes or a reference."""
+
+    name: tuple[str, int, int]
+    data: Any
+
+
 Part = tuple[Extent, Any]
-"""Sample indices, and the batch that holds them, or a reference of it."""
+"""Sample indices, and what holds them: inside a process a part of an edge, else a `Held`."""
 
 Wanted = tuple[Extent, frozenset[int]]
 """Samples that a consumer waits for, and the numbers of the parts that it has."""
