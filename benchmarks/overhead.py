@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ from rlinf_graph.ir import plan as plans
 ROOT = Path(__file__).parents[1]
 PROMPTS, SAMPLES = 64, 2
 MICRO_BATCHES = (1, 8, 64)
-WARM = 3
-"""Iterations at the beginning that are not counted."""
+WARM = 5
+"""Iterations at the beginning of a run that are not counted."""
+REPETITIONS = 3
+"""That follow one another in a run: to start one takes seconds."""
 TARGET_MS = 10.0
 """Of an iteration with 8 micro-batches."""
 
@@ -102,7 +105,7 @@ def plan_of(cores: int, micro_batches: int) -> plans.Plan:
 
 @dataclass
 class Result:
-    """Milliseconds of each repetition: medians over its iterations."""
+    """Milliseconds of an iteration in each repetition."""
 
     way: str
     micro_batches: int
@@ -127,14 +130,16 @@ def compiled(folder: Path, cores: int, micro_batches: int) -> Compiled:
     return compile_pipeline(empty_grpo, str(cluster), plan=plan, parameters={"data": str(data)})
 
 
-def iterations_of(ready: Compiled, runner: Any, count: int) -> float:
-    """Milliseconds of an iteration: the median of those that are counted."""
+def iterations_of(ready: Compiled, runner: Any, count: int) -> list[float]:
+    """Milliseconds of an iteration, of each repetition in one run."""
     ends: list[float] = []
+    total = WARM + REPETITIONS * count
     runner.run(
-        ready.program, ready.graph, ready.plan, ready.cluster, iterations=count + WARM,
+        ready.program, ready.graph, ready.plan, ready.cluster, iterations=total,
         report=lambda record: ends.append(time.perf_counter() - record.age),
     )  # fmt: skip
-    return 1000 * (ends[-1] - ends[WARM - 1]) / count
+    marks = ends[WARM - 1 :: count]
+    return [1000 * (end - begin) / count for begin, end in pairwise(marks)]
 
 
 @ray.remote(num_cpus=0)
@@ -165,14 +170,16 @@ class Loop:
             trained.append(call["train"](rollouts, advantages, call["logprobs"](rollouts)))
         ray.get(trained)
 
-    def milliseconds(self, micro_batches: int, count: int) -> float:
-        """Of an iteration."""
+    def milliseconds(self, micro_batches: int, count: int) -> list[float]:
+        """Of an iteration, of each repetition."""
         for _ in range(WARM):
             self.iteration(micro_batches)
-        begin = time.perf_counter()
-        for _ in range(count):
-            self.iteration(micro_batches)
-        return 1000 * (time.perf_counter() - begin) / count
+        marks = [time.perf_counter()]
+        for _ in range(REPETITIONS):
+            for _ in range(count):
+                self.iteration(micro_batches)
+            marks.append(time.perf_counter())
+        return [1000 * (end - begin) / count for begin, end in pairwise(marks)]
 
     def stop(self) -> None:
         """End the actors."""
@@ -193,9 +200,9 @@ def measure(folder: Path, rounds: int, count: int, sizes: Iterable[int]) -> list
         by_way = {way: Result(way, size) for way in [*ways, "actor calls"]}
         for _ in range(rounds):
             for way, run in ways.items():
-                by_way[way].milliseconds.append(run())
+                by_way[way].milliseconds += run()
             loop = Loop()
-            by_way["actor calls"].milliseconds.append(loop.milliseconds(size, count))
+            by_way["actor calls"].milliseconds += loop.milliseconds(size, count)
             loop.stop()
         results += by_way.values()
         for result in by_way.values():
@@ -241,16 +248,16 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="end within 45 s")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5; 2 with --quick")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    count, sizes = (10, (8,)) if arguments.quick else (30, MICRO_BATCHES)
+    count, sizes, rounds = (30, (8,), 2) if arguments.quick else (30, MICRO_BATCHES, 5)
     print(f"{'micro-batches':>14}  {'way':<14}{'ms':>9}{'lowest':>9}{'highest':>9}")
     with registered() as folder:
         options: Any = {"include_dashboard": False, "log_to_driver": False}
         ray.init(address="local", num_cpus=8, logging_level=logging.ERROR, **options)
         try:
-            results = measure(folder, arguments.rounds, count, sizes)
+            results = measure(folder, arguments.rounds or rounds, count, sizes)
         finally:
             ray.shutdown()
     found = ratios(results)

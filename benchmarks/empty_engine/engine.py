@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlinf_graph.ir.batches import Prompts, Rollouts
@@ -35,11 +36,11 @@ class EmptyEngine:
 
     def generate(self, prompts: Prompts, sampling: Sampling, _key: Key, version: int) -> Rollouts:
         """One token asked, one answered."""
-        count = len(prompts) * sampling.samples
-        each = torch.arange(sampling.samples)
+        count, group = len(prompts) * sampling.samples, prompts.index.numpy()
+        index = group[:, None] * sampling.samples + np.arange(sampling.samples)
         return Rollouts(
-            index=(prompts.index[:, None] * sampling.samples + each).flatten(),
-            group=prompts.index.repeat_interleave(sampling.samples),
+            index=torch.from_numpy(index.reshape(-1)),
+            group=torch.from_numpy(group.repeat(sampling.samples)),
             versions=torch.full((2 * count,), version),
             prompts=[prompt for prompt in prompts.prompts for _ in range(sampling.samples)],
             responses=["1"] * count,

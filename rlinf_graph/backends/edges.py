@@ -225,8 +225,13 @@ class Edges:
         batch, known, made = self._last
         if batch is part.batch and known is rows and made is not None:
             return made
-        places = rows - (part.first or 0)
-        made = packed.select(part.batch, places[(places >= 0) & (places < len(part.index))])
+        first, extent = part.first or 0, Extent.of(rows)
+        if extent.dense and first <= extent.first <= extent.last < first + len(part.index):
+            run = slice(extent.first - first, extent.last - first + 1)
+            made = packed.select(part.batch, run)
+        else:
+            places = rows - first
+            made = packed.select(part.batch, places[(places >= 0) & (places < len(part.index))])
         self._last = (part.batch, rows, made)
         return made
 

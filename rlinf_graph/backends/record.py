@@ -17,7 +17,7 @@ Sample = dict[str, Any]
 
 
 class Seen(NamedTuple):
-    """What is kept of the rollouts in a batch, by column: made while others wait for the batch."""
+    """What is kept of the rollouts in a batch, by column."""
 
     node: str
     index: list[int]
@@ -35,13 +35,24 @@ class Sightings:
 
     rollouts: list[Seen] = field(default_factory=list[Seen])
     rewards: list[tuple[list[int], list[float]]] = field(default_factory=list[Any])
+    _noted: list[tuple[Any, ...]] = field(default_factory=list[Any])
 
     def saw(self, node: str, batch: Batch) -> None:
-        """Note a batch that a node handed to an edge; seeing it again changes nothing."""
+        """Note a batch that a node handed to an edge; seeing it again changes nothing.
+
+        Others wait for the batch: it is only read when the iteration is settled.
+        """
         if isinstance(batch, Rollouts) and batch.tokens.shape[0]:  # dialogs begin without any
-            self.rollouts.append(_seen(node, batch))
+            self._noted.append((
+                node, batch.lengths, batch.versions, batch.index, batch.group, batch.prompts,
+                batch.responses, batch.columns, batch.finished,
+            ))  # fmt: skip
         elif isinstance(batch, Rewards):
             self.rewards.append((batch.index.tolist(), batch.values.tolist()))
+
+    def settled(self) -> Sightings:
+        """The same, of which nothing is a tensor."""
+        return Sightings([*self.rollouts, *(_seen(*note) for note in self._noted)], self.rewards)
 
     def add(self, other: Sightings) -> None:
         """Take in what another process saw."""
@@ -111,16 +122,20 @@ class Recorder:
             return
         self._last = None
         metrics = self.metrics.pop(iteration, Metrics()).values()
-        self.report(IterationRecord(iteration, metrics, self._seen.pop(iteration, Sightings())))
+        seen = self._seen.pop(iteration, Sightings()).settled()
+        self.report(IterationRecord(iteration, metrics, seen))
 
 
-def _seen(node: str, batch: Rollouts) -> Seen:
-    last = host(batch.lengths).cumsum() - 1
+def _seen(
+    node: str, lengths: Any, versions: Any, index: Any, group: Any, prompts: list[Prompt],
+    responses: list[str], columns: list[Any], finished: Any,
+) -> Seen:  # fmt: skip
+    last = host(lengths).cumsum() - 1
+    own = [max(0, version) for version in host(versions)[last].tolist()]
+    truths = [given.get("truth") for given in columns]
     return Seen(
-        node, batch.index.tolist(), batch.group.tolist(),
-        host(batch.versions)[last].clip(min=0).tolist(), batch.prompts, batch.responses,
-        [columns.get("truth") for columns in batch.columns], batch.finished.tolist(),
-    )  # fmt: skip
+        node, index.tolist(), group.tolist(), own, prompts, responses, truths, finished.tolist()
+    )
 
 
 def _samples_of(seen: Seen, iteration: int) -> Iterator[Sample]:

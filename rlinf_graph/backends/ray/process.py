@@ -102,7 +102,7 @@ class RankProcess:
             self._prefetch(listed)
             for kind, steps in groupby(listed, key=lambda step: type(step[0])):
                 self._steps(kind, list(steps), iterations.start)
-            self._line.tell("finish", iteration, self._metrics, self._seen)
+            self._line.tell("finish", iteration, self._metrics, self._seen.settled())
         self._line.close()
 
     def _prefetch(self, listed: list[tuple[Any, Position]]) -> None:
