@@ -198,12 +198,12 @@ def measure(folder: Path, rounds: int, count: int, sizes: Iterable[int]) -> list
             "local": lambda ready=one: iterations_of(ready, local, count),
         }
         by_way = {way: Result(way, size) for way in [*ways, "actor calls"]}
+        loop = Loop()
         for _ in range(rounds):
             for way, run in ways.items():
                 by_way[way].milliseconds += run()
-            loop = Loop()
             by_way["actor calls"].milliseconds += loop.milliseconds(size, count)
-            loop.stop()
+        loop.stop()
         results += by_way.values()
         for result in by_way.values():
             low, high = min(result.milliseconds), max(result.milliseconds)
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="5; 2 with --quick")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    count, sizes, rounds = (30, (8,), 2) if arguments.quick else (30, MICRO_BATCHES, 5)
+    count, sizes, rounds = (20, (8,), 2) if arguments.quick else (30, MICRO_BATCHES, 5)
     print(f"{'micro-batches':>14}  {'way':<14}{'ms':>9}{'lowest':>9}{'highest':>9}")
     with registered() as folder:
         options: Any = {"include_dashboard": False, "log_to_driver": False}

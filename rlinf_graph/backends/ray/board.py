@@ -20,9 +20,8 @@ from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import waiting
 from rlinf_graph.backends.ray.desk import Desk
 from rlinf_graph.backends.ray.post import Address, Server
-from rlinf_graph.backends.ray.state import Call
+from rlinf_graph.backends.ray.state import Buckets, Call, refers
 from rlinf_graph.backends.ray.waiting import Wait
-from rlinf_graph.backends.ray.weights import Buckets, refers
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.program import Program

@@ -13,7 +13,7 @@ from rlinf_graph.backends.edges import Edges, Extent, Rows
 from rlinf_graph.backends.ray import wire
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.nearby import Nearby
-from rlinf_graph.backends.ray.state import Held, Part, Place, Wanted
+from rlinf_graph.backends.ray.state import SMALL, Held, Part, Place, Wanted
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.position import Moment
@@ -21,10 +21,6 @@ from rlinf_graph.ir.position import Moment
 Output = tuple[int, tuple[str, ...], str, str]
 """The number of a node's output, the field of it that an edge carries, what was gathered in its
 stead, and the field that keeps samples back."""
-
-SMALL = 65_536
-"""Bytes of a batch that travels with the message: a write and a read of the object store take about
-a millisecond of each side, whatever the size."""
 
 
 class Mailbox:

@@ -19,9 +19,9 @@ from rlinf_graph.backends.ray.hosted import Proxy
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.mailbox import Mailbox
 from rlinf_graph.backends.ray.nearby import Nearby
-from rlinf_graph.backends.ray.state import Place
+from rlinf_graph.backends.ray.state import Place, refers
 from rlinf_graph.backends.ray.waiting import Doing
-from rlinf_graph.backends.ray.weights import Arriving, put_buckets, refers
+from rlinf_graph.backends.ray.weights import Arriving, put_buckets
 from rlinf_graph.backends.record import Sightings
 from rlinf_graph.ir.interpreter import KINDS
 from rlinf_graph.ir.node_type import Role

@@ -23,6 +23,19 @@ Place = tuple[str, Moment]
 """An edge at a moment."""
 
 
+Buckets = list[Any]
+"""Weights: pickled lists of pieces, or references of such lists."""
+
+SMALL = 65_536
+"""Bytes that travel with the message: a write and a read of the object store take about a
+millisecond of each side, whatever the size."""
+
+
+def refers(members: Sequence[Buckets]) -> bool:
+    """Whether there are references among the buckets."""
+    return any(not isinstance(bucket, bytes) for buckets in members for bucket in buckets)
+
+
 class Held(NamedTuple):
     """A batch on its way to another process: its name in the run, and bytes or a reference."""
 

@@ -9,6 +9,7 @@ the largest weight, where that is larger.
 from __future__ import annotations
 
 import math
+import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,12 @@ import torch
 from torch import Tensor
 
 from rlinf_graph.backends.ray import wire
+from rlinf_graph.backends.ray.state import SMALL, Buckets
 from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.nodes.engine import Shard
 
 BUCKET = 512 * 2**20
 """Bytes, by default."""
-
-SMALL = 65_536
-"""Bytes of weights that travel with the message."""
-
-Buckets = list[Any]
-"""Buckets, or their references; each is a list of `Piece`."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +73,9 @@ def put_buckets(shards: Iterable[Shard], transport: Transport) -> Buckets:
         pieces.append(Piece(shard.name, shard.shape, shard.offsets, values, checksum))
         size += values.values.nbytes
     if pieces:
-        made.append(ray.put(pieces) if made or size > SMALL else pieces)
+        small = not made and size <= SMALL
+        made.append(pickle.dumps(pieces, protocol=5) if small else ray.put(pieces))
     return made
-
-
-def refers(members: Sequence[Buckets]) -> bool:
-    """Whether there are references among the buckets."""
-    return any(isinstance(bucket, ray.ObjectRef) for buckets in members for bucket in buckets)
 
 
 @dataclass(frozen=True)
@@ -108,8 +100,7 @@ class Arriving:
         begun: dict[str, _Begun] = {}
         for buckets in zip_longest(*self.members):
             for bucket in buckets:
-                here = ray.get(bucket) if isinstance(bucket, ray.ObjectRef) else bucket
-                for piece in here or []:
+                for piece in _opened(bucket):
                     yield from self._take(piece, begun)
         if begun:
             name, lacking = next(iter(begun.items()))
@@ -133,6 +124,12 @@ class Arriving:
         held.left -= part.numel()
         if held.left <= 0:
             yield piece.name, begun.pop(piece.name).whole
+
+
+def _opened(bucket: bytes | ray.ObjectRef[Any] | None) -> list[Piece]:
+    if bucket is None:
+        return []
+    return pickle.loads(bucket) if isinstance(bucket, bytes) else ray.get(bucket)
 
 
 @dataclass

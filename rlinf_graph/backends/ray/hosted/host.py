@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from rlinf_graph.backends.memory import MemoryMeter
-from rlinf_graph.backends.ray.weights import Arriving, Buckets, Transport, put_buckets
+from rlinf_graph.backends.ray.state import Buckets
+from rlinf_graph.backends.ray.weights import Arriving, Transport, put_buckets
 from rlinf_graph.backends.ray.workers.worker import Worker
 from rlinf_graph.ir.batches import Prompts, Rollouts
 from rlinf_graph.ir.graph import ModelDef

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rlinf_graph.backends.ray.weights import Arriving, Buckets, Transport
+from rlinf_graph.backends.ray.state import Buckets
+from rlinf_graph.backends.ray.weights import Arriving, Transport
 from rlinf_graph.backends.ray.workers.errors import WorkerError
 from rlinf_graph.backends.ray.workers.group import WorkerGroup
 from rlinf_graph.ir.batches import Prompts, Rollouts
