@@ -34,6 +34,8 @@ from rlinf_graph.backends.ray.channel.channel import Channel
 SIZES = {"1KB": 1 << 10, "64KB": 1 << 16, "1MB": 1 << 20, "16MB": 1 << 24}
 WAYS = ("channel", "queue", "queue-batched", "calls", "store")
 IN_FLIGHT = 16
+STABLE = 1.3
+"""By how much a rate may grow with four times as many items."""
 TARGETS = {
     "1KB channel / queue": 10.0,
     "1KB channel / queue-batched": 2.0,
@@ -169,12 +171,15 @@ class Bench:
         return time.perf_counter() - begin
 
     def calibrated(self, way: str, seconds: float) -> int:
-        """Items of each producer that take about so long; a multiple of the batch."""
+        """Items of each producer that take about so long, and enough of them that the rate does not
+        grow with their number any more; a multiple of the batch."""
         batch = self.case.batch
-        items = batch if way != "channel" else 2 * batch
-        self.seconds(way, items)
-        while (took := self.seconds(way, items)) < seconds / 4 and items < 1 << 17:
-            items *= 4
+        items, rate, took = batch, 0.0, self.seconds(way, batch)
+        while items < 1 << 17 and took < 2 * seconds:
+            took = self.seconds(way, items)
+            if took > seconds / 4 and items / took < STABLE * rate:
+                break
+            rate, items = items / took, items * 4
         return max(1, round(items * seconds / took / batch)) * batch
 
     def stop(self) -> None:

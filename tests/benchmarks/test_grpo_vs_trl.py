@@ -32,9 +32,11 @@ def test_ratios_are_of_a_round_and_curves_meet_or_do_not(benchmark: ModuleType) 
     assert row["rounds"]["ratios"] == {"ray/trl": [2.0, 4.0], "local/trl": [1.0, 1.0]}
     assert row["ratios"] == {"ray/trl": 3.0, "local/trl": 1.0}
     assert row["samples_per_second"]["trl"] == settings.prompts * settings.samples
-    assert row["rewards"]["agree"] == {"ray": True, "local": False, "trl": True}
+    assert row["rewards"]["apart"] == pytest.approx({"ray": 0.025, "local": 0.225, "trl": 0.0})
+    assert row["rewards"]["spread"] == pytest.approx(0.05)
     assert len(row["rewards"]["mean"]["ray"]) == benchmark.WINDOWS
-    assert "ranges meet TRL's in every window: ray" in benchmark.shown(row)
+    told = "mean in a window: ray 0.025, local 0.225; TRL's seeds differ by 0.050"
+    assert told in benchmark.shown(row)
 
 
 def test_rewards_of_both_sides(benchmark: ModuleType) -> None:

@@ -35,8 +35,9 @@ class Channel:
     consumers share a key, one that reads quickly is given items ahead, and those that it gives back
     may come later than younger ones, unless the channel is `ordered`. An item
     belongs to its receiver: arrays and tensors share memory with the object store and may be
-    written. Tensors arrive on the CPU and without gradients. Items of more than 64 KB belong to the
-    process that put them until they are taken: it has to live until then.
+    written. Tensors arrive on the CPU and without gradients. Items of more than 64 KB, and smaller
+    ones that travel together and come to more than 90 KB, belong to the process that put them until
+    they are taken: it has to live until then.
     """
 
     def __init__(self, broker: Any, name: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -49,6 +50,7 @@ class Receiver:
 
     def __init__(self, broker: Any, peer: str, *, prioritised: bool) -> None:
         """Nothing is here. `prioritised` says that items do not come by age."""
+        _serve_late()
         self._broker, self._peer = broker, peer
         self._lock = threading.Lock()
         self._lanes: dict[Key, Arrivals] = {}
@@ -312,9 +314,12 @@ class Receiver:
 _LATE: queue.SimpleQueue[Receiver] = queue.SimpleQueue()
 
 
+@functools.cache
 def _serve_late() -> None:
-    while True:
-        _LATE.get().tell_late()
+    """A thread that tells what the garbage collector must not wait for."""
 
+    def serve() -> None:
+        while True:
+            _LATE.get().tell_late()
 
-threading.Thread(target=_serve_late, daemon=True).start()
+    threading.Thread(target=serve, daemon=True).start()

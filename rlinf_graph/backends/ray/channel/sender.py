@@ -119,10 +119,12 @@ class Sender:
                     self._watch()  # what is leased and not enough goes back while this one waits
                     return False
             now = time.monotonic()
-            lease.items, lease.nbytes, lease.used = lease.items - 1, lease.nbytes - size, now
+            block = None
             if size > SMALL:
                 self._seal()
-                block = self._place_large(encoded)
+                block = self._place_large(encoded)  # may fail: only then is the room taken
+            lease.items, lease.nbytes, lease.used = lease.items - 1, lease.nbytes - size, now
+            if block is not None:
                 rows = [Row(0, weight, size, priority)]
                 self._groups.append(Group(key, block, rows, self._more(lease, 1)))
                 self._look_at = 0
