@@ -34,6 +34,7 @@ from rlinf_graph.backends.ray.channel.channel import Channel
 SIZES = {"1KB": 1 << 10, "64KB": 1 << 16, "1MB": 1 << 20, "16MB": 1 << 24}
 WAYS = ("channel", "queue", "queue-batched", "calls", "store")
 IN_FLIGHT = 16
+PAIRS = 4
 STABLE = 1.3
 """By how much a rate may grow with four times as many items."""
 TARGETS = {
@@ -91,13 +92,15 @@ def item_of(case: Case) -> Any:
 class End:
     """A producer or a consumer, or both for the object store."""
 
-    def __init__(self, case: Case) -> None:
-        self.item, self.batch, self.got = item_of(case), case.batch, 0
-        self.items = [item_of(case) for _ in range(case.batch)]
-
-    def connect(self, channel: Channel, queue: Queue | None) -> None:
-        """What items pass through."""
+    def __init__(self, channel: Channel, queue: Queue) -> None:
+        """`channel` and `queue` are what items pass through."""
         self.through = {"channel": channel, "queue": queue, "queue-batched": queue}
+        self.got = 0
+
+    def prepare(self, case: Case) -> None:
+        """Make the items of a case."""
+        self.item, self.batch = item_of(case), case.batch
+        self.items = [item_of(case) for _ in range(case.batch)]
 
     def accept(self, item: Any) -> int:
         """A call with an item."""
@@ -146,16 +149,18 @@ class End:
 
 
 class Bench:
-    """The processes of a case."""
+    """The processes, which serve all cases one after the other."""
 
-    def __init__(self, case: Case, ways: tuple[str, ...]) -> None:
+    def __init__(self) -> None:
+        self.channel, self.queue = Channel.create(), Queue()
+        self.ends = [End.remote(self.channel, self.queue) for _ in range(2 * PAIRS)]
+
+    def begin(self, case: Case) -> None:
+        """A case's processes make its items."""
         self.case = case
-        self.producers = [End.remote(case) for _ in range(case.pairs)]
-        self.consumers = [End.remote(case) for _ in range(case.pairs)]
-        self.channel = Channel.create()
-        self.queue = Queue() if any(way.startswith("queue") for way in ways) else None
-        ends = self.producers + self.consumers
-        ray.get([end.connect.remote(self.channel, self.queue) for end in ends])
+        self.producers = self.ends[: case.pairs]
+        self.consumers = self.ends[PAIRS : PAIRS + case.pairs]
+        ray.get([end.prepare.remote(case) for end in self.producers + self.consumers])
 
     def seconds(self, way: str, items: int) -> float:
         """Time until all `items` of each producer have come."""
@@ -185,31 +190,41 @@ class Bench:
     def stop(self) -> None:
         """End the processes."""
         self.channel.close()
-        if self.queue is not None:
-            self.queue.shutdown(force=True)
-        for end in self.producers + self.consumers:
+        self.queue.shutdown(force=True)
+        for end in self.ends:
             ray.kill(end)
 
 
-def cases(quick: bool) -> Iterator[tuple[Case, tuple[str, ...]]]:
-    """What is measured. The quick run has torch and four pairs where a target needs them."""
+QUICK = (
+    (Case("1KB", "numpy"), ("channel", "queue", "queue-batched", "calls")),
+    (Case("1KB", "numpy", PAIRS), ("channel",)),
+    (Case("64KB", "numpy"), ("channel", "queue", "calls")),
+    (Case("1MB", "numpy"), ("channel", "queue", "calls")),
+    (Case("1MB", "torch"), ("channel", "queue", "calls")),
+    (Case("16MB", "numpy"), ("channel", "calls", "store")),
+)
+"""What the targets need."""
+
+
+def cases() -> Iterator[tuple[Case, tuple[str, ...]]]:
+    """What is measured."""
     for size in SIZES:
-        yield Case(size, "numpy"), WAYS
-        if not quick or size == "1MB":
-            yield Case(size, "torch"), WAYS if not quick else ("channel", "queue", "calls")
-        if not quick or size == "1KB":
-            yield Case(size, "numpy", 4), ("channel",) if quick else WAYS
+        for case in (Case(size, "numpy"), Case(size, "torch"), Case(size, "numpy", PAIRS)):
+            yield case, WAYS
 
 
-def measure(case: Case, ways: tuple[str, ...], rounds: int, seconds: float) -> list[Result]:
-    """All ways of a case, one after the other in each round."""
-    bench = Bench(case, ways)
+def measure(
+    bench: Bench, case: Case, ways: tuple[str, ...], rounds: int, seconds: float
+) -> list[Result]:
+    """All ways of a case, one after the other in each round. Several pairs begin and end at
+    different times: half a second of each way, at least."""
+    bench.begin(case)
+    seconds = seconds if case.pairs == 1 else max(0.5, seconds)
     results = [Result(case.name, way, bench.calibrated(way, seconds)) for way in ways]
     for _ in range(rounds):
         for result in results:
             took = bench.seconds(result.way, result.items)
             result.rates.append(result.items * case.pairs / took)
-    bench.stop()
     return results
 
 
@@ -262,9 +277,11 @@ def main() -> None:
     )
     results: list[Result] = []
     try:
-        for case, ways in cases(arguments.quick):
+        bench = Bench()
+        for case, ways in QUICK if arguments.quick else cases():
             if arguments.only in case.name:
-                results += measure(case, ways, arguments.rounds, seconds)
+                results += measure(bench, case, ways, arguments.rounds, seconds)
+        bench.stop()
     finally:
         ray.shutdown()
     found = ratios(results)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rlinf_graph.backends.ray.channel import carry
+from rlinf_graph.backends.ray.channel import carry, shared
 from rlinf_graph.backends.ray.channel.shared import Pool, Window
 
 
@@ -34,6 +34,29 @@ def alone(item: Any) -> Any:
     value = carry.Opened(block, Window().open(found[0])).read_whole(lambda: freed.append(1))
     del encoded, block
     return value
+
+
+def test_segments_of_a_size_that_is_not_needed_any_more_make_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared, "SEGMENTS", 2)
+    pool, window = Pool("p"), Window()
+    small = [pool.take(1), pool.take(1)]
+    assert all(small)
+    assert pool.take(1) is None
+    for found in small:
+        assert found is not None
+        found[1][:3] = b"old"[0]
+        assert bytes(window.open(found[0])[:3]) == b"ooo"
+        pool.give_back(found[0])
+    large = [pool.take(3 << 20), pool.take(3 << 20)]
+    for found in large:  # under the descriptors of those before
+        assert found is not None
+        found[1][:3] = b"new"[0]
+        assert bytes(window.open(found[0])[:3]) == b"nnn"
+        assert found[0].descriptor in {s[0].descriptor for s in small if s}
+    assert pool.take(1) is None
+    assert pool.in_use()
 
 
 DTYPES = st.one_of(

@@ -19,21 +19,24 @@ SMALLEST = 1 << 20
 """Bytes of a segment; others are powers of two above."""
 
 SEGMENTS = 256
-"""Of a producer: each takes a file descriptor."""
+"""Of a producer: each takes a file descriptor. A consumer keeps as many open."""
 
 MEMORY = 1 << 30
-"""Bytes of a producer's segments; what does not fit goes to the object store, which can spill."""
+"""Bytes of a producer's segments, and of those that a consumer keeps open; what does not fit goes
+to the object store, which can spill."""
 
 Bytes = np.ndarray[Any, Any]
 
 
 class Segment(NamedTuple):
-    """Where to find a segment: a file descriptor of a process. `peer` tells processes apart."""
+    """Where to find a segment: a file descriptor of a process. `peer` tells processes apart,
+    `number` those that have had the same descriptor one after the other."""
 
     peer: str
     process: int
     descriptor: int
     nbytes: int
+    number: int
 
 
 def possible() -> bool:
@@ -42,14 +45,15 @@ def possible() -> bool:
 
 
 class Pool:
-    """The segments of a producer. One that is given back is the next to be used, being warm."""
+    """The segments of a producer. One that is given back is the next to be used, being warm. Those
+    of a size that is not needed any more make room for others."""
 
     def __init__(self, peer: str) -> None:
         """No memory yet."""
         self._peer = peer
         self._free: dict[int, list[Segment]] = defaultdict(list)
         self._maps: dict[Segment, Bytes] = {}
-        self._nbytes = 0
+        self._nbytes = self._made = 0
 
     def take(self, nbytes: int) -> tuple[Segment, Bytes] | None:
         """A segment of at least `nbytes` and its memory; None where the pool has no more."""
@@ -57,14 +61,27 @@ class Pool:
         if self._free[size]:
             segment = self._free[size].pop()
             return segment, self._maps[segment]
-        if len(self._maps) >= SEGMENTS or self._nbytes + size > MEMORY:
-            return None
+        while len(self._maps) >= SEGMENTS or self._nbytes + size > MEMORY:
+            if not self._drop_one():
+                return None
         descriptor = os.memfd_create("channel")
         os.ftruncate(descriptor, size)
-        segment = Segment(self._peer, os.getpid(), descriptor, size)
+        segment = Segment(self._peer, os.getpid(), descriptor, size, self._made)
+        self._made += 1
         self._maps[segment] = np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
         self._nbytes += size
         return segment, self._maps[segment]
+
+    def _drop_one(self) -> bool:
+        """Give a segment up that nobody reads; whether there was one."""
+        most = max(self._free.values(), key=len, default=[])
+        if not most:
+            return False
+        segment = most.pop(0)
+        del self._maps[segment]
+        os.close(segment.descriptor)
+        self._nbytes -= segment.nbytes
+        return True
 
     def in_use(self) -> bool:
         """Whether others may read a segment."""
@@ -80,11 +97,12 @@ class Pool:
 
 
 class Window:
-    """The segments that a consumer has opened. Memory in use outlives it."""
+    """The segments that a consumer has opened, the latest. Memory in use outlives it."""
 
     def __init__(self) -> None:
         """None yet."""
         self._maps: dict[Segment, Bytes] = {}
+        self._nbytes = 0
 
     def open(self, segment: Segment) -> Bytes:
         """The memory of a segment.
@@ -92,7 +110,7 @@ class Window:
         Raises:
             PeerFailed: when the process that made it has ended.
         """
-        found = self._maps.get(segment)
+        found = self._maps.pop(segment, None)
         if found is None:
             try:
                 path = f"/proc/{segment.process}/fd/{segment.descriptor}"
@@ -104,5 +122,11 @@ class Window:
                 mapped = mmap.mmap(descriptor, segment.nbytes)
             finally:
                 os.close(descriptor)
-            found = self._maps[segment] = np.frombuffer(mapped, np.uint8)
+            found = np.frombuffer(mapped, np.uint8)
+            self._nbytes += segment.nbytes
+        self._maps[segment] = found
+        while len(self._maps) > SEGMENTS or self._nbytes > max(MEMORY, segment.nbytes):
+            oldest = next(iter(self._maps))
+            del self._maps[oldest]
+            self._nbytes -= oldest.nbytes
         return found
