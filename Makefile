@@ -24,7 +24,7 @@ VLLM_PIP := $(VLLM)/bin/python $(QUIET_PIP)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo agent test test-engines test-megatron test-vllm plans soak cost lint setup lock clean
+.PHONY: help demo agent test test-engines test-megatron test-vllm test-learning plans soak cost lint setup lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ test: $(READY)  ## everything that must pass: linter, formatter, type checker, t
 	$(BIN)/pytest || failed="$$failed pytest"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
-test-engines: test-megatron test-vllm  ## the tests of Megatron and vLLM, which this installs (minutes)
+test-engines: test-megatron test-vllm test-learning  ## the tests of Megatron and vLLM, which this installs (minutes)
 
 # Megatron-core needs nothing that the lock does not have: a folder beside .venv is enough, and the
 # other tests go on without it.
@@ -55,6 +55,10 @@ test-megatron: $(READY) $(MEGATRON)/.ready
 
 test-vllm: $(READY) $(VLLM_READY)
 	@OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -m engines tests/engines/vllm
+
+# Both together: vLLM in processes of its own environment.
+test-learning: $(READY) $(MEGATRON)/.ready $(VLLM_READY)
+	@PYTHONPATH=$(CURDIR)/$(MEGATRON) $(BIN)/pytest -m engines tests/engines/test_learning.py
 
 plans: $(READY)  ## run plans from all over the space on Ray (minutes)
 	@$(BIN)/pytest -m slow

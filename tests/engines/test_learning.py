@@ -1,0 +1,42 @@
+"""vLLM samples and Megatron trains, on Ray: rewards rise. The long form is a benchmark."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+ITERATIONS, ENDS = 24, 6
+RISES = 0.05
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if not VLLM.exists() or importlib.util.find_spec("megatron") is None:
+        pytest.skip("vllm or megatron is not installed here: `make test-engines` does it")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.chdir(ROOT)
+    import grpo_engines
+
+    return grpo_engines
+
+
+def test_rewards_rise_with_vllm_and_megatron(benchmark: ModuleType, tmp_path: Path) -> None:
+    warm = benchmark.warmed(0, tmp_path / "warm_up")
+    before = benchmark.examined(warm, 0, tmp_path / "before")
+    side = benchmark.SIDES[1]
+    assert (side.engines["rollout"], side.engines["train"]) == ("vllm", "megatron")
+    done = benchmark.trained(side, ITERATIONS, 0, warm, tmp_path / "run", {"vllm": str(VLLM)})
+    first, last = (statistics.fmean(part) for part in (done.rewards[:ENDS], done.rewards[-ENDS:]))
+    assert len(done.rewards) == ITERATIONS
+    assert last > first + RISES
+    assert done.accuracy > before
+    assert 0 < done.mismatch_mean <= 1e-5
+    assert done.mismatch_max <= 1e-3
