@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from rlinf_graph.engines.megatron.model import Part
 from rlinf_graph.engines.megatron.reduction import Reduction
 from rlinf_graph.engines.torch.adamw import Moments
+from rlinf_graph.engines.torch.clipping import divide_and_clip
 from rlinf_graph.engines.torch.training import EXACT
-from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.nodes.execution import emit
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.optimizer import AdamW
@@ -88,18 +87,7 @@ class Training:
         weight = self.reduction.sum_over_replicas(weight) or 1.0
         self.reduction.sum_gradients(gradients)
         norm = self.reduction.norm(gradients) / weight
-        if not math.isfinite(norm):
-            raise fail(
-                "RG0605",
-                f"the gradient norm of `{self.name}` is {norm} at optimizer step {self.steps}",
-                notes=("its weights are as they were before this step",),
-                help=("look at train/loss and train/ratio_max of the iterations before it",
-                      f"lower the learning rate, {optimizer.rate(self.steps):g} at this step"),
-            )  # fmt: skip
-        limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
-        factor = min(1.0, limit / (norm + 1e-6)) / weight
-        if factor != 1:
-            torch._foreach_mul_(list(gradients.values()), factor)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
+        divide_and_clip(gradients.values(), norm, weight, optimizer, of=self.name, step=self.steps)
         rate = optimizer.rate(self.steps)
         if self.masters:
             self.moments.step({n: gradients[n] for n in self.masters}, optimizer, rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rlinf_graph.engines.torch.adamw import Moments
+from rlinf_graph.engines.torch.clipping import divide_and_clip
 from rlinf_graph.engines.torch.weights import require_all
-from rlinf_graph.ir.diagnostic import fail
 from rlinf_graph.nodes.execution import emit
 from rlinf_graph.nodes.metric import Metrics
 from rlinf_graph.nodes.optimizer import AdamW
@@ -64,8 +63,7 @@ class Training:
     def step(self, optimizer: AdamW, weight: float, metrics: Metrics) -> None:
         """Divide the gradients by `weight`, clip them to a global norm, update, forget them.
 
-        A weight of 0 means that no sample counted, and divides by 1. Clipping multiplies by
-        `max_grad_norm / (norm + 1e-6)` where that is below 1, as torch does. Emits the norm before
+        A weight of 0 means that no sample counted, and divides by 1. Emits the norm before
         clipping as `train/grad_norm` and the learning rate as `train/lr`.
 
         Raises:
@@ -75,18 +73,7 @@ class Training:
         held = list(gradients.values())
         norms = torch._foreach_norm(held)  # pyright: ignore[reportPrivateImportUsage]  as the optimizers of torch do
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) / weight
-        if not math.isfinite(norm):
-            raise fail(
-                "RG0605",
-                f"the gradient norm of `{self.name}` is {norm} at optimizer step {self.steps}",
-                notes=("its weights are as they were before this step",),
-                help=("look at train/loss and train/ratio_max of the iterations before it",
-                      f"lower the learning rate, {optimizer.rate(self.steps):g} at this step"),
-            )  # fmt: skip
-        limit = math.inf if optimizer.max_grad_norm is None else optimizer.max_grad_norm
-        factor = min(1.0, limit / (norm + 1e-6)) / weight
-        if factor != 1:
-            torch._foreach_mul_(held, factor)  # pyright: ignore[reportPrivateImportUsage]  likewise
+        divide_and_clip(held, norm, weight, optimizer, of=self.name, step=self.steps)
         rate = optimizer.rate(self.steps)
         self._moments.step(gradients, optimizer, rate)
         for master in self.masters.values():
