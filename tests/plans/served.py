@@ -39,7 +39,7 @@ def watch(policy: rl.Model, reference: rl.Served, rollouts: rl.Rollouts) -> None
 
 @rl.pipeline
 def moving_reference(
-    every: int = 2, decay: float = 0.0, max_staleness: int = 0, lr: float = 1e-2
+    every: int = 2, decay: float = 0.0, max_staleness: int = 0, lr: float = 1e-2, eps: float = 1e-8
 ) -> None:
     reference = policy.served("reference", decay=decay)
     prompts = rl.dataset(str(DATA / "train.jsonl"), batch=8)
@@ -57,7 +57,7 @@ def moving_reference(
         reference=ref_logprobs,
         loss=rl.GRPOLoss(kl=1e-1),
         minibatch=16,
-        optimizer=rl.AdamW(lr=lr),
+        optimizer=rl.AdamW(lr=lr, eps=eps),
     )
     rl.sync(weights, into=policy, max_staleness=max_staleness)
     rl.sync(weights, into=reference, every=every)

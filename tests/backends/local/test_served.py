@@ -111,7 +111,8 @@ def test_an_average_follows_its_recurrence(mode: str, every: int, tmp_path: Path
 
 
 def test_plans_agree_and_the_coefficient_adapts(tmp_path: Path) -> None:
-    small = {"decay": 0.5, "lr": 1e-3}  # AdamW at 1e-2 makes rounding grow beyond 1e-9
+    # AdamW divides by what a gradient is expected to be: where that is rounding, it would grow.
+    small = {"decay": 0.5, "lr": 1e-3, "eps": 1e-4}
     one, ones = carried_out("collocated", tmp_path, **small)
     other, others = carried_out("disaggregated", tmp_path, **small)
     for port in ("trained", "reference"):
