@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if not VLLM.exists() or importlib.util.find_spec("megatron") is None:
-        pytest.skip("vllm or megatron is not installed here: `make test-engines` does it")
+        pytest.fail("vllm or megatron is not installed here: `make test-learning` does it")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.chdir(ROOT)
     import grpo_engines

@@ -33,13 +33,6 @@ def cores(tmp_path: Path) -> Callable[..., Cluster]:
 
 
 @pytest.fixture
-def only_in_soak(request: pytest.FixtureRequest) -> None:
-    """For what has not been seen to pass every time."""
-    if not request.config.getoption("--soak"):
-        pytest.skip("`make soak` runs it")
-
-
-@pytest.fixture
 def seats(ray_nodes: list[str]) -> Iterator[dict[int, Seat]]:
     """Filled by a run with where its workers live; fails when the run leaves anything of itself."""
     import ray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,10 +67,11 @@ class Post:
 def test_what_is_told_waits_for_more_beside_short_work_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    post = Post()
+    post, now = Post(), [100.0]
     monkeypatch.setattr(line, "Client", lambda _address: post)
     monkeypatch.setattr(line, "HOLD_S", 0.2)
-    told = line.Line(None, None, ("node", 0))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(line, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    told = line.Line(None, None, ("node", 0))  # pyright: ignore[reportArgumentType]  neither is used here
     told.flush_before(9.0)
     assert post.sent == []
     told.tell("put", 1)
@@ -81,6 +82,6 @@ def test_what_is_told_waits_for_more_beside_short_work_only(
     told.flush_before(0.3)
     assert post.sent == [(("node", 0), [("put", (1,)), ("put", (2,))], None)]
     told.tell("put", 3)
-    time.sleep(0.25)  # longer than anything may wait
+    now[0] += 0.25  # longer than anything may wait
     told.flush_before(0.0)
     assert len(post.sent) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -97,12 +98,14 @@ class Pool:
 
 
 class Window:
-    """The segments that a consumer has opened, the latest. Memory in use outlives it."""
+    """The segments that a consumer has opened, the latest. Memory in use outlives it. Threads may
+    share it."""
 
     def __init__(self) -> None:
         """None yet."""
         self._maps: dict[Segment, Bytes] = {}
         self._nbytes = 0
+        self._lock = threading.Lock()
 
     def open(self, segment: Segment) -> Bytes:
         """The memory of a segment.
@@ -110,6 +113,10 @@ class Window:
         Raises:
             PeerFailed: when the process that made it has ended.
         """
+        with self._lock:
+            return self._open(segment)
+
+    def _open(self, segment: Segment) -> Bytes:
         found = self._maps.pop(segment, None)
         if found is None:
             try:
