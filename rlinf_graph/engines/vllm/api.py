@@ -18,6 +18,7 @@ def _of(module: str, name: str) -> Any:
     return getattr(import_module(module), name)
 
 
+CPU_COMMUNICATOR = import_module("vllm.distributed.device_communicators.cpu_communicator")
 EngineArgs = _of("vllm", "EngineArgs")
 LLMEngine = _of("vllm.v1.engine.llm_engine", "LLMEngine")
 ModelRegistry = _of("vllm", "ModelRegistry")
@@ -26,5 +27,6 @@ SamplingParams = _of("vllm", "SamplingParams")
 finalize_layerwise_reload = _of(
     "vllm.model_executor.model_loader.reload", "finalize_layerwise_reload"
 )
+groups_by_name = _of("vllm.distributed.parallel_state", "_groups")
 get_world_group = _of("vllm.distributed.parallel_state", "get_world_group")
 set_current_vllm_config = _of("vllm.config", "set_current_vllm_config")

@@ -21,6 +21,7 @@ from rlinf_graph.engines.vllm.api import (
     SamplingParams,
 )
 from rlinf_graph.engines.vllm.capabilities import CAPABILITIES
+from rlinf_graph.engines.vllm.shared_memory import forget_names, name_for_replica
 from rlinf_graph.ir.diagnostic import CompileError, fail
 from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.nodes.capabilities import Layout, layout_refusal
@@ -95,10 +96,13 @@ def make(
         **_layout(model, "gpu" if device.type == "cuda" else "cpu", member),
         **_memory(device),
     }
+    if device.type == "cpu" and member is not None:
+        name_for_replica()
     try:
         with quiet(), _local_rank(device.index or 0):
             engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             _warm_up(engine)
+        forget_names()
     except REFUSALS as error:
         raise _refused(model, "cannot be served by vLLM", error) from error
     return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +41,26 @@ memory_gb = 4
 """
 
 
+SHARED = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def another_replica() -> Iterator[None]:
+    """What vLLM's CPU collectives leave of a replica that was killed, and hold while one lives."""
+    names = [SHARED / f"-tp:0-[0-1]-cpushm_{rank}" for rank in range(2)]
+    made = [name for name in names if not name.exists()]
+    for name in made:
+        name.touch()
+    yield
+    for name in made:
+        name.unlink()
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["alone", "tp2"])
 def proxy(
     request: pytest.FixtureRequest,
     ray_nodes: list[str],
+    another_replica: None,
     folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator:
@@ -59,11 +76,18 @@ def proxy(
     size = request.param
     settings = NodePlan(engine="vllm", parallel=Parallel(tp=size))
     making = Making("vllm", ModelDef("policy", str(folder)), 0, False, settings)
+    before = segments()
     with Reservation(load_cluster(str(file))) as reservation:
         seats = reservation.on(range(size), tensor_parallel=size)
         with WorkerGroup.launch(HostedEngine, (making,), seats, concurrency=2) as group:
             group.open().wait()
+            assert segments() == before  # a kill would leave them
             yield Proxy(group, range(size), "policy")
+
+
+def segments() -> set[str]:
+    """Names of shared memory, of vLLM's collectives and of Python."""
+    return {file.name for file in SHARED.iterdir() if re.search("cpushm|psm_", file.name)}
 
 
 def test_samples_and_new_weights(proxy, ask: Ask, folder: Path, path: Path) -> None:
