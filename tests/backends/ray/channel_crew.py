@@ -180,7 +180,15 @@ class Scene:
         return slow or not blamed or self._scenario.ending in ("clean", "departed")
 
     def _everybody_knows(self) -> None:
-        """Who failed is raised at all who live, now that some have heard of it."""
+        """Who failed is raised at all who live, as soon as the broker knows. Until then a stream
+        may end: all producers have closed, and the last item is taken."""
+        started = time.monotonic()
+        until(
+            lambda: self._culprit.search(raised(lambda: late(self._channel))),
+            self._channel.statistics,
+        )
+        if time.monotonic() > started + KNOWN_S:
+            self._faults.append(f"known after {time.monotonic() - started:.1f} s")
         survivors = [
             handle
             for place, handle in enumerate(self._handles)

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import RayError
 
+from rlinf_graph.backends.ray.channel import steps
+from rlinf_graph.backends.ray.channel.arrived import Source
 from rlinf_graph.backends.ray.channel.channel import Channel
 from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
 from rlinf_graph.backends.ray.run import Seat
@@ -130,6 +133,27 @@ def test_a_death_reaches_the_consumer(kind: str, maker: WorkerGroup, reader: Wor
     with pytest.raises(WorkerError, match="its process died") as raised:
         making.wait(ENDS_S)
     assert raised.value.failure.rank == 0
+
+
+def test_a_death_that_takes_an_item_away_is_named(maker: WorkerGroup) -> None:
+    """Not what Ray says of the item, whose owner's death the broker may not have seen yet."""
+    channel = Channel.create()
+    making = maker.make(channel, "hold")
+    assert channel.get(timeout=ENDS_S) == 0
+    os.kill(maker.processes[0], signal.SIGKILL)
+    opening = channel._receiver._open(Source(ray.put("an item")))
+    next(opening)
+    with pytest.raises(PeerFailed, match=f"process {maker.processes[0]} .*died without leaving"):
+        steps.block(_going_on(opening))
+    with pytest.raises(WorkerError, match="its process died"):
+        making.wait(ENDS_S)
+
+
+def _going_on(opening: steps.Steps[Any]) -> steps.Steps[Any]:
+    """A procedure whose first reference turned out to be lost."""
+    reference = opening.throw(steps.lost(RayError("its owner has died")))
+    while True:
+        reference = opening.send((yield reference))
 
 
 def test_who_does_not_answer_is_named_by_who_waits(maker: WorkerGroup, reader: WorkerGroup) -> None:

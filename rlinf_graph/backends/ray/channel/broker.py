@@ -20,6 +20,9 @@ from rlinf_graph.backends.ray.channel.state import Exchange, Key
 LOOKS_S = 0.5
 """Seconds between looks at the peers' processes."""
 
+CAUSE_S = 5.0
+"""Seconds within which Ray knows who has died, when what it owned cannot be read any more."""
+
 
 class Group(NamedTuple):
     """Items of one key in a message, and how many more the producer would like to put."""
@@ -216,6 +219,14 @@ class Broker:
         self._peers.pop(peer, None)
         self._exchange.fail(error)
 
+    async def cause(self) -> PeerFailed | None:
+        """Why something is gone: the channel's failure, which may be about to be seen."""
+        deadline = time.monotonic() + CAUSE_S
+        while self._exchange.failure is None and time.monotonic() < deadline:
+            await self._look_at_peers()
+            await asyncio.sleep(CAUSE_S / 100)
+        return self._exchange.failure
+
     async def is_over(self) -> bool:
         """Whether a new channel may have the name: closed or failed."""
         return self._exchange.closed or self._exchange.failure is not None
@@ -306,13 +317,16 @@ class Broker:
         """The death of a peer that has not left is everybody's failure."""
         while self._exchange.failure is None:
             await asyncio.sleep(LOOKS_S)
-            for peer in list(self._peers.values()):
-                fate = await asyncio.to_thread(peers.fate, peer)
-                if fate is Fate.ALIVE or peer.id not in self._peers:
-                    continue
-                await self.leave(peer.id)
-                if fate is Fate.DEAD:
-                    self._exchange.fail(PeerFailed(f"{peer} died without leaving"))
+            await self._look_at_peers()
+
+    async def _look_at_peers(self) -> None:
+        for peer in list(self._peers.values()):
+            fate = await asyncio.to_thread(peers.fate, peer)
+            if fate is Fate.ALIVE or peer.id not in self._peers:
+                continue
+            await self.leave(peer.id)
+            if fate is Fate.DEAD:
+                self._exchange.fail(PeerFailed(f"{peer} died without leaving"))
 
 
 def _runs(items: Sequence[Item]) -> list[Run]:

@@ -41,3 +41,7 @@ class NameTaken(ChannelError):
 
 class PeerFailed(ChannelError):
     """A producer or a consumer failed; the first cause, and who it was."""
+
+
+class Gone(PeerFailed):
+    """Ray cannot deliver an item or a message; why, the broker may know."""

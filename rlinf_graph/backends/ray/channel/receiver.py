@@ -25,6 +25,7 @@ from rlinf_graph.backends.ray.channel.arrived import (
 )
 from rlinf_graph.backends.ray.channel.broker import Notice, Reply
 from rlinf_graph.backends.ray.channel.carry import Opened
+from rlinf_graph.backends.ray.channel.errors import ChannelError, Gone
 from rlinf_graph.backends.ray.channel.lane import Span
 from rlinf_graph.backends.ray.channel.shared import Segment, Window
 from rlinf_graph.backends.ray.channel.state import Key
@@ -89,7 +90,7 @@ class Receiver:
             if item is not None:
                 return (yield from self._read(item))
             if source is not None:
-                yield from source.open(self._window)
+                yield from self._open(source)
             elif asked is None:
                 yield from self._await(lane, before)
             elif items := (yield from self._answer(key, asked, None, own=own)):
@@ -122,8 +123,8 @@ class Receiver:
         items = yield from self._answer(key, asked, weight, own=own)
         try:
             for item in items:
-                yield from item.source.open(self._window)
-        except GeneratorExit:
+                yield from self._open(item.source)
+        except (GeneratorExit, ChannelError):
             with self._lock:
                 self._lane(key).add(items, first=self._prioritised)
                 self._watch()
@@ -134,7 +135,7 @@ class Receiver:
                 self._watch()
         batch: list[Any] = []
         for source, index, _sequence in each(items):
-            opened = yield from source.open(self._window)
+            opened = yield from self._open(source)
             batch.append(self._value(source, opened, index))
         return batch
 
@@ -233,8 +234,15 @@ class Receiver:
         return item
 
     def _read(self, item: Here) -> Steps[Any]:
-        opened = yield from item.source.open(self._window)
+        opened = yield from self._open(item.source)
         return self._value(item.source, opened, item.index)
+
+    def _open(self, source: Source) -> Steps[Opened]:
+        """A block; where it is gone, who died with it is the error."""
+        try:
+            return (yield from source.open(self._window))
+        except Gone as error:
+            raise ((yield self._broker.cause.remote()) or error) from None
 
     def _value(self, source: Source, opened: Opened, index: int) -> Any:
         """An item, and when its memory is free."""

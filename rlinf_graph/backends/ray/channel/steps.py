@@ -1,6 +1,7 @@
 """One procedure for callers that block and for callers that await.
 
-A procedure is a generator: it yields a reference that it needs the value of and is sent the value.
+A procedure is a generator: it yields a reference that it needs the value of and is sent the value,
+or `Gone` is thrown into it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed
+from rlinf_graph.backends.ray.channel.errors import ChannelError, Gone
 
 T = TypeVar("T")
 Steps = Generator[Any, Any, T]
@@ -22,7 +23,15 @@ def block(steps: Steps[T]) -> T:
     try:
         reference = next(steps)
         while True:
-            reference = steps.send(_got(reference))
+            try:
+                value: Any = ray.get(reference)
+            except RayError as error:
+                reference = steps.throw(lost(error))
+                continue
+            try:
+                reference = steps.send(value)
+            finally:
+                del value  # it may have the error that is raised: nothing may hold that then
     except StopIteration as end:
         return end.value
     finally:
@@ -34,27 +43,21 @@ async def wait(steps: Steps[T]) -> T:
     try:
         reference = next(steps)
         while True:
-            reference = steps.send(await _awaited(reference))
+            try:
+                value: Any = await reference
+            except RayError as error:
+                reference = steps.throw(lost(error))
+                continue
+            try:
+                reference = steps.send(value)
+            finally:
+                del value  # it may have the error that is raised: nothing may hold that then
     except StopIteration as end:
         return end.value
     finally:
         steps.close()
 
 
-def _got(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        raise lost(error) from error
-
-
-async def _awaited(reference: Any) -> Any:
-    try:
-        return await reference
-    except RayError as error:
-        raise lost(error) from error
-
-
 def lost(error: RayError) -> ChannelError:
     """What it means when Ray cannot deliver."""
-    return PeerFailed(f"an item or the broker is gone: {type(error).__name__}: {error}")
+    return Gone(f"an item or the broker is gone: {type(error).__name__}: {error}")
