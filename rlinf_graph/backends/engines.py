@@ -144,6 +144,11 @@ class Engines:
         """The plan's settings of a node."""
         return self._plan.settings(group.name)
 
+    def hosted(self, group: WorkerGroup) -> bool:
+        """Whether the engines of a node are in processes of their own."""
+        uses = self._graph.node(group.name).models
+        return any(self._instance(group, 0, use) in self._hosted for use in uses)
+
     def joined(self, group: WorkerGroup) -> bool:
         """Whether the engines of a train node sum gradients and weights themselves."""
         return capabilities_of(self.settings(group).engine).joined

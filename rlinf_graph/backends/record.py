@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Sightings:
 
     rollouts: list[Seen] = field(default_factory=list[Seen])
     rewards: list[tuple[list[int], list[float]]] = field(default_factory=list[Any])
+    _sealed: list[bytes] = field(default_factory=list[bytes])
     _noted: list[tuple[Any, ...]] = field(default_factory=list[Any])
 
     def saw(self, node: str, batch: Batch) -> None:
@@ -52,18 +54,34 @@ class Sightings:
 
     def settled(self) -> Sightings:
         """The same, of which nothing is a tensor."""
-        return Sightings([*self.rollouts, *(_seen(*note) for note in self._noted)], self.rewards)
+        rollouts = [*self.rollouts, *(_seen(*note) for note in self._noted)]
+        return Sightings(rollouts, self.rewards, self._sealed)
+
+    def sealed(self) -> Sightings:
+        """The same, settled, as bytes: those who pass it on need not read it."""
+        settled = self.settled()
+        if not (settled.rollouts or settled.rewards):
+            return settled
+        told = pickle.dumps((settled.rollouts, settled.rewards), protocol=5)
+        return Sightings(_sealed=[*settled._sealed, told])
 
     def add(self, other: Sightings) -> None:
         """Take in what another process saw."""
         self.rollouts += other.rollouts
         self.rewards += other.rewards
+        self._sealed += other._sealed
 
     def samples(self, iteration: int) -> list[Sample]:
         """One record a rollout, by node and index."""
-        rewards = {i: value for many in self.rewards for i, value in zip(*many, strict=True)}
+        opened = [(self.rollouts, self.rewards), *map(pickle.loads, self._sealed)]
+        rewards = {
+            index: value
+            for _rollouts, told in opened
+            for many in told
+            for index, value in zip(*many, strict=True)
+        }
         made: dict[tuple[str, int], Sample] = {}
-        for seen in self.rollouts:
+        for seen in (seen for rollouts, _told in opened for seen in rollouts):
             for sample in _samples_of(seen, iteration):
                 made.setdefault((seen.node, sample["index"]), sample)
                 sample["reward"] = rewards.get(sample["index"])

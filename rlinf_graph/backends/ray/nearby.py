@@ -7,6 +7,7 @@ use; all others are the board's. Batches are handed over as they are.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Any
 from weakref import WeakValueDictionary
@@ -31,7 +32,7 @@ class Nearby:
         """Nothing has come. `places` are the ranks of this process."""
         inside = [g.name for g in program.groups
                   if all((g.name, rank) in places for rank in range(g.ranks))]  # fmt: skip
-        self._desk = Desk(program, inside, Kept(0, {}))
+        self._desk = Desk(program, inside, Kept(0, defaultdict(lambda: frozenset({1}))))
         self._lock = threading.Lock()
         self.opened: WeakValueDictionary[tuple[str, int, int], Batch] = WeakValueDictionary()
 

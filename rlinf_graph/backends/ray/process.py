@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from rlinf_graph.backends.edges import Rows
-from rlinf_graph.backends.engines import Engines
+from rlinf_graph.backends.engines import Engines, Snapshot
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.rank import Rank
 from rlinf_graph.backends.ray.allreduce import Ranks, free_address
 from rlinf_graph.backends.ray.hosted import Proxy
+from rlinf_graph.backends.ray.lending import Lent, Readers
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.mailbox import Mailbox
 from rlinf_graph.backends.ray.nearby import Nearby
@@ -89,6 +90,7 @@ class RankProcess:
         self._metrics, self._seen = Metrics(), Sightings()
         self._peers: Ranks | None = None
         self._took: dict[str, float] = {}
+        self._read: dict[str, Readers] = {}
 
     def run(self, iterations: range) -> None:
         """Carry out the list for each iteration.
@@ -102,7 +104,7 @@ class RankProcess:
             self._prefetch(listed)
             for kind, steps in groupby(listed, key=lambda step: type(step[0])):
                 self._steps(kind, list(steps), iterations.start)
-            self._line.tell("finish", iteration, self._metrics, self._seen.settled())
+            self._line.tell("finish", iteration, self._metrics, self._seen.sealed())
         self._line.close()
 
     def _prefetch(self, listed: list[tuple[Any, Position]]) -> None:
@@ -207,9 +209,12 @@ class RankProcess:
                 self._seen.saw(self._group.name, value)
 
     def _publish(self, model: str, version: int) -> None:
-        """Rank 0 speaks for all: data-parallel ranks hold the same weights."""
-        if self._number == 0:
-            trainer, transport = self._rank.trainer, self._job.transport
+        """For those in other processes, rank 0 speaks for all: data-parallel ranks hold the same
+        weights."""
+        trainer, transport = self._rank.trainer, self._job.transport
+        if self._readers(model).borrowers:
+            self._nearby.tell("publish", model, version, Lent(trainer))
+        if self._number == 0 and self._readers(model).others:
             if isinstance(trainer, Proxy):
                 members = trainer.publish(transport)
             else:
@@ -219,14 +224,25 @@ class RankProcess:
 
     def _await(self, awaited: Await, at: Position, first: int) -> None:
         due = self._engines.due(self._group, self._number, awaited, at.iteration, first)
-        found = [(version, self._line.ask("weights", awaited.model, version)) for version in due]
+        found = [(version, self._weights(awaited.model, version)) for version in due]
 
         def adopt() -> None:
-            for version, members in found:
-                weights = Arriving(awaited.model, members)
+            for version, weights in found:
                 self._engines.adopt(self._group, self._number, awaited, version, weights)
 
         self._timed(awaited, at, adopt)
+
+    def _weights(self, model: str, version: int) -> Snapshot:
+        """Wait for a version of a model's weights."""
+        if self._who not in self._readers(model).borrowers:
+            return Arriving(model, self._line.ask("weights", model, version))
+        asked = model, version
+        return self._nearby.ask(self._who, "weights", *asked, first=self._line.flush)
+
+    def _readers(self, model: str) -> Readers:
+        if model not in self._read:
+            self._read[model] = Readers.of(self._job.program, model, self._engines.hosted)
+        return self._read[model]
 
     def _summed(self) -> float:
         """Sum gradients over the ranks; the summed weight."""

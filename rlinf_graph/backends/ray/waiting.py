@@ -124,8 +124,8 @@ def read(
             return _turn(program, rings, asking, *arguments)
         case "weights":
             model, version = arguments
-            makers = tuple((name, 0) for name in _makers(program, model))
-            return Wait(who, f"version {version} of `{model}`", makers, (version - 1,))
+            whom = tuple((name, 0) for name in makers(program, model))
+            return Wait(who, f"version {version} of `{model}`", whom, (version - 1,))
         case "meet":
             return Wait(who, "the address", ((arguments[0], 0),))
         case _:
@@ -265,21 +265,25 @@ def _done_with(ring: Any, name: str, question: Question | None) -> bool:
     return asked == name and ring.taken[who] > ring.round
 
 
-def _makers(program: Program, model: str) -> list[str]:
+def makers(program: Program, model: str) -> list[str]:
     """The groups that publish a model."""
-    return [g.name for g in program.groups if any(_publishes(i, model) for i in _all(g.body))]
+    return [
+        g.name
+        for g in program.groups
+        if any(_publishes(i, model) for i in every_instruction(g.body))
+    ]
 
 
 def _publishes(instruction: Instruction, model: str) -> bool:
     return isinstance(instruction, Publish) and instruction.model == model
 
 
-def _all(body: Sequence[Instruction]) -> Iterator[Instruction]:
+def every_instruction(body: Sequence[Instruction]) -> Iterator[Instruction]:
     """The instructions of a list, those inside others too."""
     for instruction in body:
         yield instruction
         for name in ("body", "then", "otherwise"):
-            yield from _all(getattr(instruction, name, ()))
+            yield from every_instruction(getattr(instruction, name, ()))
 
 
 def _ranks(program: Program, group: str) -> tuple[Place, ...]:

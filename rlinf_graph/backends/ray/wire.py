@@ -46,12 +46,14 @@ def dumps(batch: Batch) -> bytes:
         if not isinstance(value, torch.Tensor):
             others[name] = value
             continue
-        kind, raw = value.dtype, value.view(torch.int16) if value.dtype is torch.bfloat16 else value
+        raw = value.view(torch.int16) if value.dtype is torch.bfloat16 else value
         data = raw.numpy(force=True).tobytes()
-        forms.append((name, str(kind).removeprefix("torch."), tuple(value.shape), length))
-        padding = -len(data) % ALIGNED
-        values += [data, bytes(padding)]
-        length += len(data) + padding
+        forms.append((name, _named(value.dtype), tuple(value.shape), length))
+        values.append(data)
+        length += len(data)
+        if padding := -length % ALIGNED:
+            values.append(bytes(padding))
+            length += padding
     head = pickle.dumps((type(batch).__name__, forms, others), protocol=5)
     return b"".join([len(head).to_bytes(HEAD, "little"), head, *values])
 
@@ -73,6 +75,12 @@ def loads(data: bytes) -> Batch:
 
 def _values(batch: Batch) -> list[tuple[str, Any]]:
     return [(name, getattr(batch, name)) for name in _fields(type(batch))]
+
+
+@functools.cache
+def _named(kind: torch.dtype) -> str:
+    """As `torch` has it."""
+    return str(kind).removeprefix("torch.")
 
 
 @functools.cache
