@@ -24,14 +24,10 @@ def block(steps: Steps[T]) -> T:
         reference = next(steps)
         while True:
             try:
-                value: Any = ray.get(reference)
+                move: list[Any] = [steps.send, ray.get(reference)]
             except RayError as error:
-                reference = steps.throw(lost(error))
-                continue
-            try:
-                reference = steps.send(value)
-            finally:
-                del value  # it may have the error that is raised: nothing may hold that then
+                move = [steps.throw, lost(error)]
+            reference = move.pop(0)(move.pop())  # held by nothing: see `Reply.taken`
     except StopIteration as end:
         return end.value
     finally:
@@ -44,14 +40,10 @@ async def wait(steps: Steps[T]) -> T:
         reference = next(steps)
         while True:
             try:
-                value: Any = await reference
+                move: list[Any] = [steps.send, await reference]
             except RayError as error:
-                reference = steps.throw(lost(error))
-                continue
-            try:
-                reference = steps.send(value)
-            finally:
-                del value  # it may have the error that is raised: nothing may hold that then
+                move = [steps.throw, lost(error)]
+            reference = move.pop(0)(move.pop())  # held by nothing: see `Reply.taken`
     except StopIteration as end:
         return end.value
     finally:
