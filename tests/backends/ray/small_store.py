@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 
 STORE = 80 << 20
-PARCEL_MB = 40.0
+PARCEL_MB = {"free": 40.0, "full": 100.0}
+"""Of half the store, so that what is read, what waits and what is written do not fit; or one that
+does not fit by itself, however soon Ray forgets the others."""
 ITEMS = 12
 
 
-def the_run() -> str:
-    """Parcels of half the store: what is read, what waits and what is written do not fit."""
+def the_run(megabytes: float) -> tuple[str, float]:
+    """How it ends, and how many seconds after all workers had loaded."""
     from rlinf_graph.backends.ray import run as on_ray
     from rlinf_graph.backends.record import IterationRecord
     from rlinf_graph.cli.api import compile_pipeline
@@ -29,19 +31,21 @@ def the_run() -> str:
 
     file = Path(__file__).parents[2] / "plans" / "faulty.py"
     pipeline, _ = load_pipeline(str(file))
-    parameters = {"megabytes": PARCEL_MB, "pause_s": 0.05}
+    parameters = {"megabytes": megabytes, "pause_s": 0.05}
     made = compile_pipeline(pipeline, "1xcpu", parameters=parameters)
     came: list[IterationRecord] = []
+    begun: list[float] = []
     try:
         on_ray.run(
-            made.program, made.graph, made.plan, made.cluster, iterations=6, report=came.append
-        )
+            made.program, made.graph, made.plan, made.cluster, iterations=6, report=came.append,
+            loaded=lambda: begun.append(time.monotonic()),
+        )  # fmt: skip
     except CompileError as error:
-        return str(error)
-    return f"{len(came)} iterations"
+        return str(error), time.monotonic() - begun[0]
+    return f"{len(came)} iterations", time.monotonic() - begun[0]
 
 
-def the_channel() -> str:
+def the_channel(megabytes: float) -> str:
     """Items without shared memory: they lie in the object store until they are read."""
     import numpy as np
 
@@ -50,7 +54,7 @@ def the_channel() -> str:
     channel = Channel.create(shared_memory=False)
     try:
         for number in range(ITEMS):
-            channel.put(np.full(int(PARCEL_MB / 4) << 17, number, np.float64))
+            channel.put(np.full(int(megabytes) << 17, number, np.float64))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     came = [channel.get(timeout=60)[0] for _ in range(ITEMS)]
@@ -74,9 +78,9 @@ def main(disk: str) -> None:
         log_to_driver=False, _system_config=config,
         object_spilling_directory=tempfile.mkdtemp(),
     )  # fmt: skip
-    began = time.monotonic()
-    told: dict[str, object] = {"run": the_run(), "seconds": time.monotonic() - began}
-    told["channel"] = the_channel()
+    run, seconds = the_run(PARCEL_MB[disk])
+    came = the_channel(PARCEL_MB[disk] / 4)
+    told: dict[str, object] = {"run": run, "seconds": seconds, "channel": came}
     deadline = time.monotonic() + 10
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)  # between looks, not instead of one
