@@ -18,7 +18,7 @@ def _of(module: str, name: str) -> Any:
     return getattr(import_module(module), name)
 
 
-CPU_COMMUNICATOR = import_module("vllm.distributed.device_communicators.cpu_communicator")
+CPU_COMMUNICATOR: Any = import_module("vllm.distributed.device_communicators.cpu_communicator")
 EngineArgs = _of("vllm", "EngineArgs")
 LLMEngine = _of("vllm.v1.engine.llm_engine", "LLMEngine")
 ModelRegistry = _of("vllm", "ModelRegistry")
