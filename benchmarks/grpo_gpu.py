@@ -165,10 +165,12 @@ def text(found: dict[str, Any]) -> str:
         f"{'MFU':>8}{'estimate':>10}",
     ]
     for row in found["rows"]:
+        speed = f"{row['tokens_per_s']:,.0f}" if row["tokens"] else "-"
+        shares = [f"{row[n]:.1%}" if row["tokens"] else "-" for n in ("mfu", "estimated_mfu")]
         lines.append(
-            f"{row['node']:<22}{row['kind']:<16}{row['tokens_per_s']:>12,.0f}"
+            f"{row['node']:<22}{row['kind']:<16}{speed:>12}"
             f"{row['measured_s']:>12.4g}{row['estimated_s']:>12.4g}"
-            f"{row['mfu']:>8.1%}{row['estimated_mfu']:>10.1%}"
+            f"{shares[0]:>8}{shares[1]:>10}"
         )
     whole = found["iteration"]
     lines.append(f"{'iteration':<50}{whole['measured_s']:>12.4g}{whole['estimated_s']:>12.4g}")
