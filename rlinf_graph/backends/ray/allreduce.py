@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from datetime import timedelta
 
 import torch
 from torch import distributed as dist
+
+from rlinf_graph.backends.ray.rendezvous import Store
 
 TIMEOUT = timedelta(days=7)
 """Another rank may wait for its samples as long as they take: the watchdog of the run tells a wait
@@ -16,11 +17,8 @@ from a fault."""
 class Ranks:
     """The ranks of one train node."""
 
-    def __init__(self, rank: int, size: int, address: str) -> None:
-        """Meet the others at the `host:port` where rank 0 listens."""
-        host, _, port = address.rpartition(":")
-        make = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  # its documented name
-        store = make(host, int(port), size, rank == 0, timeout=TIMEOUT)
+    def __init__(self, rank: int, size: int, store: Store) -> None:
+        """Meet the others at the store of rank 0."""
         self._group = dist.ProcessGroupGloo(store, rank, size, TIMEOUT)
 
     def sum(self, gradients: dict[str, torch.Tensor], weight: float) -> float:
@@ -35,10 +33,3 @@ class Ranks:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
         return float(flat[-1])
-
-
-def free_address(host: str) -> str:
-    """A `host:port` on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"

@@ -14,12 +14,13 @@ from rlinf_graph.backends.edges import Rows
 from rlinf_graph.backends.engines import Engines, Snapshot
 from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.rank import Rank
-from rlinf_graph.backends.ray.allreduce import Ranks, free_address
+from rlinf_graph.backends.ray.allreduce import TIMEOUT, Ranks
 from rlinf_graph.backends.ray.hosted import Proxy
 from rlinf_graph.backends.ray.lending import Lent, Readers
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.mailbox import Mailbox
 from rlinf_graph.backends.ray.nearby import Nearby
+from rlinf_graph.backends.ray.rendezvous import join, listen
 from rlinf_graph.backends.ray.state import Place, refers
 from rlinf_graph.backends.ray.waiting import Doing
 from rlinf_graph.backends.ray.weights import Arriving, put_buckets
@@ -249,11 +250,7 @@ class RankProcess:
         if self._group.ranks == 1 or self._engines.joined(self._group):
             return self._rank.weight
         if self._peers is None:
-            if self._number == 0:
-                address = free_address(ray.util.get_node_ip_address())
-                self._line.tell("offer", self._group.name, address)
-            address = self._line.ask("meet", self._group.name)
-            self._peers = Ranks(self._number, self._group.ranks, address)
+            self._peers = self._met()
         self._line.flush()  # the other ranks may need it to come here
         trainer = self._rank.trainer
         gradients = trainer.gradients()
@@ -261,6 +258,16 @@ class RankProcess:
         if isinstance(trainer, Proxy):
             trainer.set_gradients(gradients)
         return weight
+
+    def _met(self) -> Ranks:
+        ranks = self._group.ranks
+        if self._number == 0:
+            store, address = listen(ray.util.get_node_ip_address(), ranks, TIMEOUT)
+            self._line.tell("offer", self._group.name, address)
+            self._line.flush()
+        else:
+            store = join(self._line.ask("meet", self._group.name), ranks, TIMEOUT)
+        return Ranks(self._number, ranks, store)
 
     def _timed(self, instruction: Instruction, at: Position, work: Any) -> None:
         kind, devices = KINDS[type(instruction)], self._group.devices_of(self._number)

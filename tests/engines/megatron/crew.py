@@ -5,17 +5,17 @@ Each piece of work is done by as many as it asks for, in a torch.distributed wor
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import multiprocessing
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any
+
+from rlinf_graph.backends.ray.rendezvous import spare_port
 
 START_SECONDS = 400
 WORK_SECONDS = 240
@@ -35,7 +35,7 @@ class Crew:
             theirs.close()
             self._members.append((process, mine))
         pipes = [pipe for _process, pipe in self._members[:world]]
-        port = free_port()
+        port = spare_port("127.0.0.1")
         for rank, pipe in enumerate(pipes):
             pipe.send((work, args, rank, world, port))
         try:
@@ -72,12 +72,6 @@ class Crew:
                 process.kill()
                 process.join()
         self._members = []
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def serve(pipe: Connection) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from rlinf_graph.backends.ray.rendezvous import Store, join, listen
 from rlinf_graph.backends.ray.workers.errors import BrokenLinkError
 
 ALLOWED = {
@@ -28,10 +29,16 @@ class Links:
     def __init__(self) -> None:
         """No connection yet."""
         self._groups: dict[str, Any] = {}
+        self._store: Store | None = None
 
     def ready(self, kind: str) -> bool:
         """Whether tensors on this kind of device can be reduced."""
         return kind in self._groups
+
+    def listen(self, host: str, size: int, timeout: float) -> str:
+        """At rank 0, before `connect`: the `host:port` where the ranks meet."""
+        self._store, address = listen(host, size, timedelta(seconds=timeout))
+        return address
 
     def connect(self, kind: str, rank: int, size: int, address: str, timeout: float) -> None:
         """Meet the other ranks at the `host:port` where rank 0 listens.
@@ -40,11 +47,10 @@ class Links:
             BrokenLinkError: they did not come.
             RuntimeError: torch has no NCCL, for tensors on GPUs.
         """
-        host, _, port = address.rpartition(":")
         limit = timedelta(seconds=timeout)
-        make = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  # its documented name
+        mine, self._store = self._store, None
         try:
-            store = make(host, int(port), size, rank == 0, timeout=limit)
+            store = join(address, size, limit) if mine is None else mine
             if kind == "cpu":
                 self._groups[kind] = dist.ProcessGroupGloo(store, rank, size, limit)
                 return

@@ -175,14 +175,14 @@ class WorkerGroup:
         }
         self._handle("__init__", asked, Dispatch()).wait(timeout)
 
-    def _hello(self, timeout: float) -> list[tuple[str, int, str]]:
+    def _hello(self, timeout: float) -> list[tuple[str, int, int]]:
         """Where each process is; the first answer of each."""
         asked = [host.hello.remote() for host in self._hosts]
         _ready, late = ray.wait(asked, num_returns=len(asked), timeout=timeout)
         if late:
             ranks = ", ".join(str(asked.index(reference)) for reference in late)
             raise TimeoutError(f"Ray did not start rank {ranks} of `{self._name}` in {timeout:g} s")
-        told: list[tuple[str, int, str]] = []
+        told: list[tuple[str, int, int]] = []
         for rank, reference in enumerate(asked):
             try:
                 told.append(ray.get(reference))
@@ -190,13 +190,13 @@ class WorkerGroup:
                 raise WorkerError(death_of(error, self._name, rank, "its machine")) from error
         return told
 
-    def _setup(self, rank: int, seat: Seat, first: tuple[str, int, str]) -> Setup:
+    def _setup(self, rank: int, seat: Seat, first: tuple[str, int, int]) -> Setup:
         gpu = any(self._placement.reservation.is_gpu(device) for device in seat.devices)
         host = self._addresses[rank]
         place = Place(
             self._name, rank, self.size, seat.local_rank, host, seat.devices, gpu, self._exchange
         )
-        address, _, port = first[2].rpartition(":")
+        address, _, port = first
         visible = ",".join(seat.visible)
         env = {
             "RANK": rank, "WORLD_SIZE": self.size, "LOCAL_RANK": seat.local_rank,

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from rlinf_graph.backends.cores import use_cores
-from rlinf_graph.backends.ray.allreduce import free_address
+from rlinf_graph.backends.ray.rendezvous import spare_port
 from rlinf_graph.backends.ray.workers.errors import Failure, failure_of
 from rlinf_graph.backends.ray.workers.meeting import meeting
 from rlinf_graph.backends.ray.workers.payload import Frozen, freeze, thaw
@@ -52,10 +52,10 @@ class Host:
         """Nothing is set up."""
         self._worker: Worker | None = None
 
-    def hello(self) -> tuple[str, int, str]:
-        """Address of this machine, this process's id, and a `host:port` that is free there."""
+    def hello(self) -> tuple[str, int, int]:
+        """Address of this machine, this process's id, and a port that is free there."""
         host = ray.util.get_node_ip_address()
-        return host, os.getpid(), free_address(host)
+        return host, os.getpid(), spare_port(host)
 
     @ray.method(concurrency_group="control")
     def alive(self) -> None:

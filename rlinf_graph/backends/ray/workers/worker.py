@@ -11,7 +11,6 @@ from typing import Any
 import ray
 import torch
 
-from rlinf_graph.backends.ray.allreduce import free_address
 from rlinf_graph.backends.ray.workers.collective import ALLOWED, Links
 from rlinf_graph.backends.ray.workers.exchange import Problem, Receipt, Wanted
 from rlinf_graph.backends.ray.workers.payload import About, Envelope, describe, seal
@@ -229,7 +228,8 @@ class Worker:
         if op not in ALLOWED:
             raise ValueError(f"`{op}` is none of {', '.join(ALLOWED)}")
         links, kind = self._place.links, tensor.device.type
-        offered = free_address(self.host) if self.rank == 0 and not links.ready(kind) else ""
+        first = self.rank == 0 and not links.ready(kind)
+        offered = links.listen(self.host, self.world_size, timeout) if first else ""
         what = f"all_reduce {op} {kind}"
         address = self._meet(what, offered, timeout, same=describe(tensor))[0]
         if not links.ready(kind):
