@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,10 +18,11 @@ import torch
 from rlinf_graph.backends.engines import Instance
 from rlinf_graph.backends.local import run as local
 from rlinf_graph.backends.ray import run as on_ray
-from rlinf_graph.backends.ray.hosted import HostedEngines, Proxy
+from rlinf_graph.backends.ray.hosted import HostedEngines, Proxy, launch
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.run import Seat
 from rlinf_graph.backends.ray.weights import Arriving, Transport, put_buckets
+from rlinf_graph.backends.ray.workers import WorkerError
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
@@ -147,6 +150,23 @@ def test_a_proxy_is_an_engine(
         samples.update_weights([("nothing", torch.zeros(1))])
     with pytest.raises(CompileError, match="has head `lm`; this needs `value`"):
         trains.values(expected)
+
+
+def test_an_engine_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(launch, "SILENCE_S", 3.0)
+    _ready, made = request.getfixturevalue("proxies")
+    samples = next(engine for instance, engine in made.items() if not instance.trains)
+    (process,) = samples._group.processes
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(
+            WorkerError, match=rf"`torch policy 0 .*process {process}\. It is stopped"
+        ):
+            samples.tokenize(["1+2="])
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_as_elsewhere(

@@ -14,7 +14,7 @@ HOST, LIMIT = "127.0.0.1", timedelta(seconds=20)
 def test_rank_0_holds_the_port_that_it_tells():
     store, address = listen(HOST, 2, LIMIT)
     port = int(address.removeprefix(f"{HOST}:"))
-    with socket.socket() as other, pytest.raises(OSError):
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("", port))
     store.set("weights", "3")
     assert join(address, 2, LIMIT).get("weights") == b"3"

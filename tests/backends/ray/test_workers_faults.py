@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -19,6 +22,7 @@ from rlinf_graph.ir.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(120)
 ENDS_S = 10.0
+SILENCE_S = 3.0
 
 
 class Mortal(Worker):
@@ -56,9 +60,9 @@ class Refusal(Exception):
         self.lock = threading.Lock()
 
 
-def failed(handle: Handle) -> WorkerError:
+def failed(handle: Handle, seconds: float = ENDS_S) -> WorkerError:
     with pytest.raises(WorkerError) as raised:
-        handle.wait(ENDS_S)
+        handle.wait(seconds)
     return raised.value
 
 
@@ -109,3 +113,49 @@ def test_faults_end_all_waits_with_their_cause_and_leave_nothing(
         with pytest.raises(RuntimeError, match="`crew` is closed"):
             crew.reduce()
         launched_again(made, waiter)
+
+
+def test_a_process_that_does_not_answer_is_an_error_for_who_waits_until_it_wakes(
+    cores: Callable[..., Cluster], seats: dict[int, Seat]
+) -> None:
+    with (
+        Reservation(cores(2)) as made,
+        WorkerGroup.launch(Mortal, (), made.without_devices(1), name="waiter") as waiter,
+        WorkerGroup.launch(Mortal, (), made.on([0, 1]), name="crew", silence=SILENCE_S) as crew,
+    ):
+        for process in (*waiter.processes, *crew.processes):
+            seats[process] = Seat("", process)
+        waiting, process = waiter.take("crew", 1), crew.processes[1]
+        os.kill(process, signal.SIGSTOP)
+        try:
+            putting = crew.on(1).put("late", "waiter", 0)
+            error = failed(putting, SILENCE_S + ENDS_S)
+            assert (error.failure.rank, error.failure.kind, error.others) == (1, "silent", 0)
+            assert "`crew` rank 1" in str(error)
+            assert "in `put`: its process does not answer: nothing for 3 s" in str(error)
+            assert f"py-spy dump --pid {process}" in str(error)
+            assert failed(waiting).failure.kind == "silent"
+            assert failed(waiter.take("crew", 1)).failure.kind == "silent"
+            with pytest.raises(WorkerError, match="does not answer"):
+                asyncio.run(awaited(crew.on(1).fail()))
+        finally:
+            os.kill(process, signal.SIGCONT)
+        deadline = time.monotonic() + ENDS_S
+        while (again := outcome_of(waiter.take("crew", 1), crew)) is None:
+            assert time.monotonic() < deadline
+        assert again == ["again"]
+
+
+def outcome_of(taking: Handle, crew: WorkerGroup) -> Any:
+    """What a new call sends; None while the process that sends it is taken for silent."""
+    putting = crew.on(1).put("again", "waiter", 0)
+    with contextlib.suppress(WorkerError):
+        came = taking.wait(ENDS_S)
+        putting.wait(ENDS_S)
+        return came
+    return None
+
+
+async def awaited(handle: Handle) -> None:
+    async with asyncio.timeout(SILENCE_S + ENDS_S):
+        await handle

@@ -31,6 +31,8 @@ Pythons = Mapping[str, str]
 
 START_S = 300.0
 """For the processes of an engine to be there, with Python and torch imported."""
+SILENCE_S = 120.0
+"""Without any answer, for a process of an engine to be taken for stuck; `WorkerGroup.launch`."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class HostedEngines:
             name = f"{instance.engine} {instance.model} {number} on {show_devices(world.devices)}"
             seats = self._seats(world, instance.engine, cluster, placement)
             return Processes.launch(
-                HostedEngine, (made,), seats, name=name, concurrency=2, timeout=START_S
-            )
+                HostedEngine, (made,), seats, name=name, concurrency=2, timeout=START_S,
+                silence=SILENCE_S,
+            )  # fmt: skip
 
         worlds = worlds_of(graph, plan, groups, self._pythons)
         with ThreadPoolExecutor(max(1, len(worlds))) as pool:

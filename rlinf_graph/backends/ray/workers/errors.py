@@ -12,6 +12,9 @@ from torch.distributed import DistError
 
 DIED = "died"
 """The kind of a failure without an exception: the process is gone."""
+SILENT = "silent"
+"""Likewise: the process does not answer."""
+SAID = {DIED: "its process died", SILENT: "its process does not answer"}
 FRAMES = 3
 """Lines of the worker's stack that a message shows, counted from where the error was raised."""
 
@@ -25,8 +28,8 @@ class Failure:
         rank: in the group.
         host: address of its machine.
         method: what it was doing; empty when it died between calls.
-        kind: the class of the exception, or `died`.
-        message: of the exception, or what Ray knows of the death.
+        kind: the class of the exception, `died` or `silent`.
+        message: of the exception, what Ray knows of the death, or which process is silent.
         frames: `file:line in function`, the innermost last.
         pickled: the exception itself; None when it cannot be pickled.
         origin: the failure of which this one is a consequence; None for a first cause.
@@ -60,7 +63,7 @@ class Failure:
         """One sentence, and the place in the code when there is one."""
         where = f"`{self.group}` rank {self.rank} on {self.host}"
         doing = f" in `{self.method}`" if self.method else ""
-        what = "its process died" if self.kind == DIED else self.kind
+        what = SAID.get(self.kind, self.kind)
         text = f"{where} failed{doing}: {what}" + (f": {self.message}" if self.message else "")
         return "\n  at ".join([text, *self.frames])
 
@@ -116,6 +119,16 @@ def death_of(error: BaseException, group: str, rank: int, host: str, method: str
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     known = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
     return Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))
+
+
+def silence_of(group: str, rank: int, seat: tuple[str, int], seconds: float) -> Failure:
+    """Of a process that has not answered for so long; `seat` is its machine and its id."""
+    host, process = seat
+    told = (
+        f"nothing for {seconds:g} s from process {process}. It is stopped, or C code holds the "
+        f"interpreter's lock: `py-spy dump --pid {process}` shows where"
+    )
+    return Failure(group, rank, host, "", SILENT, told)
 
 
 def is_broken_link(error: BaseException) -> bool:

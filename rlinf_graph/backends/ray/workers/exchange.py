@@ -13,16 +13,23 @@ import asyncio
 import contextlib
 import math
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlinf_graph.backends.ray.workers.errors import Failure, death_of
+from ray.exceptions import RayError
+
+from rlinf_graph.backends.ray.workers.errors import Failure, death_of, silence_of
 from rlinf_graph.backends.ray.workers.payload import About, Envelope
+from rlinf_graph.backends.ray.workers.turns import Turns
 from rlinf_graph.backends.ray.workers.waits import Peer, Wait, named, report
 
 DEATH_S = 5.0
 """How long a broken connection of a group waits for the death that explains it."""
+PULSE_S = 5.0
+"""Between an answer of a process and the next question whether it is there."""
+PULSES_S = 200
+"""Questions a second, at most, to the processes of a group."""
 
 
 @dataclass(frozen=True)
@@ -75,38 +82,19 @@ class _Pending:
 class _Group:
     """The ranks that have joined under a name."""
 
-    def __init__(self, hosts: Sequence[Any], addresses: Sequence[str]) -> None:
-        self.size, self.addresses = len(hosts), list(addresses)
+    def __init__(self, hosts: Sequence[Any], seats: Sequence[tuple[str, int]]) -> None:
+        self.size, self.seats = len(hosts), list(seats)
         self.watches: list[asyncio.Task[None]] = []
         self.rounds: list[dict[int, _Pending]] = []
         self.failed: dict[int, Failure] = {}
         self.dead: dict[int, Failure] = {}
+        self.silent: dict[int, Failure] = {}
         self.death = asyncio.Event()
 
     def trouble(self, rank: int | None = None) -> Iterator[tuple[bool, Failure]]:
-        """The first causes behind the failures of a rank, or of all; first those of the dead."""
-        for dead, known in ((True, self.dead), (False, self.failed)):
-            yield from ((dead, f.first) for at, f in known.items() if rank in (None, at))
-
-
-class _Turns:
-    """Brings calls into the order in which they were made: Ray may start them in another."""
-
-    def __init__(self) -> None:
-        self._next, self._waiting = 0, dict[int, asyncio.Future[None]]()
-
-    @contextlib.asynccontextmanager
-    async def of(self, number: int) -> AsyncIterator[None]:
-        if number != self._next:
-            self._waiting[number] = asyncio.get_running_loop().create_future()
-            await self._waiting[number]
-            del self._waiting[number]
-        try:
-            yield
-        finally:
-            self._next += 1
-            if self._next in self._waiting:
-                self._waiting[self._next].set_result(None)
+        """The first causes behind the failures of a rank, or of all; first those that last."""
+        for lasts, known in ((True, self.dead), (True, self.silent), (False, self.failed)):
+            yield from ((lasts, f.first) for at, f in known.items() if rank in (None, at))
 
 
 class Exchange:
@@ -121,7 +109,7 @@ class Exchange:
         self._sends: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
         self._receives: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
         self._fetching: dict[int, _Pending] = {}
-        self._turns: dict[tuple[Peer, str, Peer], _Turns] = defaultdict(_Turns)
+        self._turns: dict[tuple[Peer, str, Peer], Turns] = defaultdict(Turns)
         self._waits: dict[int, Wait] = {}
         self._seen: dict[str, float] = {}
         self._count = 0
@@ -132,13 +120,18 @@ class Exchange:
         self._names.add(name)
         return free
 
-    async def join(self, name: str, hosts: Sequence[Any], addresses: Sequence[str]) -> None:
-        """Take a group in, whose name it has claimed, and watch its processes."""
-        group = self._groups[name] = _Group(hosts, addresses)
-        loop = asyncio.get_running_loop()
-        group.watches = [
-            loop.create_task(self._watch(name, rank, host)) for rank, host in enumerate(hosts)
-        ]
+    async def join(
+        self, name: str, hosts: Sequence[Any], seats: Sequence[tuple[str, int]], silence: float
+    ) -> None:
+        """Take a group in, whose name it has claimed, and watch its processes.
+
+        `seats` are their machines' addresses and their ids; one that does not answer for `silence`
+        seconds ends every wait for it.
+        """
+        group = self._groups[name] = _Group(hosts, seats)
+        for rank, host in enumerate(hosts):
+            for watch in (self._watch(name, rank, host), self._listen(name, rank, host, silence)):
+                group.watches.append(asyncio.get_running_loop().create_task(watch))
         async with self._joined:
             self._joined.notify_all()
 
@@ -172,6 +165,11 @@ class Exchange:
         except TimeoutError:
             return Problem("timeout", f"no worker group `{name}` within {timeout:g} s")
         return self._groups[name].size
+
+    async def silent(self, name: str, ranks: Sequence[int]) -> Failure | None:
+        """Of the first of these ranks that does not answer."""
+        known = self._groups[name].silent if name in self._groups else {}
+        return next((known[rank] for rank in ranks if rank in known), None)
 
     async def seen(self, numbers: Sequence[str], now: float) -> None:
         """A driver has been told of failures: calls that it issues from now on may ignore them."""
@@ -321,9 +319,9 @@ class Exchange:
         return self._known(group, peer[1], issued)
 
     def _known(self, group: _Group, rank: int | None, issued: float) -> Problem | None:
-        """A failure that counts for a call: a death, or what no driver knew when it was issued."""
-        for dead, failure in group.trouble(rank):
-            if dead or self._seen.get(failure.number, issued) >= issued:
+        """A failure that counts for a call: one that lasts, or that no driver knew by then."""
+        for lasts, failure in group.trouble(rank):
+            if lasts or self._seen.get(failure.number, issued) >= issued:
                 return Problem("failure", failure=failure)
         return None
 
@@ -332,9 +330,24 @@ class Exchange:
             await host.alive.remote()
         except Exception as error:  # whatever Ray has to say about the end of a process
             group = self._groups[name]
-            group.dead[rank] = death_of(error, name, rank, group.addresses[rank])
+            group.dead[rank] = death_of(error, name, rank, group.seats[rank][0])
             group.death.set()
             self._spread((name, rank), group, group.dead[rank])
+
+    async def _listen(self, name: str, rank: int, host: Any, silence: float) -> None:
+        group = self._groups[name]
+        with contextlib.suppress(RayError):  # a process that died: `_watch` tells
+            while True:
+                answer = asyncio.ensure_future(_answer_of(host.pulse.remote()))
+                try:
+                    if not (await asyncio.wait([answer], timeout=silence))[0]:
+                        group.silent[rank] = silence_of(name, rank, group.seats[rank], silence)
+                        self._spread((name, rank), group, group.silent[rank])
+                    await answer
+                finally:
+                    answer.cancel()
+                group.silent.pop(rank, None)
+                await asyncio.sleep(max(PULSE_S, group.size / PULSES_S))
 
     def _spread(self, peer: Peer, group: _Group, failure: Failure) -> None:
         problem = Problem("failure", failure=failure.first)
@@ -354,6 +367,10 @@ class Exchange:
         for arrived in group.rounds:
             _answer_all(arrived, problem)
         group.rounds.clear()
+
+
+async def _answer_of(reference: Any) -> None:
+    await reference
 
 
 def _settle(arrived: dict[int, _Pending]) -> None:

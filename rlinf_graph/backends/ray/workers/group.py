@@ -24,6 +24,8 @@ from rlinf_graph.backends.ray.workers.reservation import Seat, Seats
 from rlinf_graph.backends.ray.workers.worker import Place, Worker
 
 START_S = 120.0
+SILENCE_S = 120.0
+"""Without an answer, even to whether it is there, for a process to be taken for stuck."""
 LEAVE_S = 10.0
 
 
@@ -47,7 +49,7 @@ class WorkerGroup:
     def launch(
         cls, worker: type[Worker], args: Sequence[Any], placement: Seats, *,
         kwargs: Mapping[str, Any] | None = None, name: str | None = None, concurrency: int = 1,
-        timeout: float = START_S,
+        timeout: float = START_S, silence: float = SILENCE_S,
     ) -> WorkerGroup:  # fmt: skip
         """Start a process on each seat, and make a worker in each.
 
@@ -59,6 +61,8 @@ class WorkerGroup:
             name: by which others send to it; by default that of the class.
             concurrency: calls that a process carries out at the same time, each in a thread.
             timeout: seconds for all processes to be ready.
+            silence: seconds after which a process that answers nothing at all, since it is stopped
+                or C code holds the interpreter's lock, is an error for whoever waits for it.
 
         Raises:
             WorkerError: a process or a worker's `__init__` failed; nothing is left of the group.
@@ -69,7 +73,7 @@ class WorkerGroup:
         _check(worker)
         group = cls(worker, name or worker.__name__, placement)
         try:
-            group._start(args, kwargs or {}, concurrency, timeout)
+            group._start(args, kwargs or {}, concurrency, timeout, silence)
         except BaseException:
             group.close()
             raise
@@ -150,8 +154,9 @@ class WorkerGroup:
                 meeting.release(exchange)
 
     def _start(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], concurrency: int, timeout: float
-    ) -> None:
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], concurrency: int, timeout: float,
+        silence: float,
+    ) -> None:  # fmt: skip
         reservation, seats = self._placement.reservation, self._placement.seats
         exchange = meeting.acquire()
         if not ray.get(exchange.claim.remote(self._name)):
@@ -159,14 +164,15 @@ class WorkerGroup:
             raise ValueError(f"a worker group `{self._name}` is open already")
         self._exchange = exchange
         remote: Any = ray.remote
-        made = remote(concurrency_groups={"control": 1})(Host)
+        made = remote(concurrency_groups={"control": 2})(Host)
         for seat in seats:
             options = reservation.options(seat) | {"max_concurrency": concurrency}
             self._hosts.append(made.options(**options).remote())
         told = self._hello(timeout)
         self._addresses = [host for host, _, _ in told]
         self._processes = [process for _, process, _ in told]
-        ray.get(self._exchange.join.remote(self._name, self._hosts, self._addresses))
+        places = list(zip(self._addresses, self._processes, strict=True))
+        ray.get(self._exchange.join.remote(self._name, self._hosts, places, silence))
         with self._whole():
             shipped = self._shared(freeze((self._worker, tuple(args), dict(kwargs))))
         asked = {

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,8 @@ from rlinf_graph.backends.ray.workers.payload import thaw
 
 GRACE_S = 1.0
 """After a failure, for the other ranks to end too: they are counted, or know the first cause."""
+LOOK_S = 5.0
+"""Without any answer until it is asked whether the processes are there at all."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Handle:
             timeout: seconds; none by default. The call goes on after it: wait again.
 
         Raises:
-            WorkerError: the first cause, when a rank fails; the others may still be running.
+            WorkerError: the first cause, when a rank fails or its process does not answer at all;
+                the others may still be running.
             TimeoutError: with the ranks that have not answered.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -84,7 +87,8 @@ class Handle:
                 ranks = ", ".join(str(rank) for rank in sorted(self._pending.values()))
                 late = f"`{self._method}` of `{self._group}`: no answer of rank {ranks}"
                 raise TimeoutError(f"{late} within {timeout:g} s")
-            self._look(left)
+            if not self._look(LOOK_S if left is None else min(left, LOOK_S)):
+                self._hear(self._silent())
         return self._result()
 
     def durations(self, timeout: float | None = None) -> Durations:
@@ -99,24 +103,42 @@ class Handle:
         while not self.done():
             ends = [asyncio.ensure_future(self._end_of(ref)) for ref in self._pending]
             try:
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                first = asyncio.FIRST_COMPLETED
+                ended, _ = await asyncio.wait(ends, return_when=first, timeout=LOOK_S)
             finally:
                 for end in ends:
                     end.cancel()
+            if not ended:
+                self._hear(await asyncio.to_thread(self._silent))
         return await asyncio.to_thread(self._result)
 
     async def _end_of(self, reference: Any) -> None:
         await asyncio.wait([asyncio.wrap_future(reference.future())])
 
-    def _look(self, timeout: float | None) -> None:
-        """Take what has come; wait for one at most so long."""
+    def _look(self, timeout: float) -> bool:
+        """Take what has come; wait for one at most so long. Whether one came."""
         if not self._pending:
-            return
+            return False
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
         if ready:
             ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         for reference in ready:
             self._take(reference, self._pending.pop(reference))
+        return bool(ready)
+
+    def _silent(self) -> Failure | None:
+        """Of a process that is asked whether it is there, and does not answer."""
+        if not self._pending:
+            return None
+        ranks = sorted(self._pending.values())
+        try:
+            return ray.get(self._exchange.silent.remote(self._group, ranks))
+        except RayError:  # closed meanwhile: nobody is there to be asked
+            return None
+
+    def _hear(self, silent: Failure | None) -> None:
+        if silent is not None and self._pending:
+            self._failures.append(replace(silent, method=self._method))
 
     def _take(self, reference: Any, rank: int) -> None:
         try:

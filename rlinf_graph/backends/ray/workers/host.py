@@ -62,6 +62,10 @@ class Host:
         """Answered by nobody: Ray ends the call when the process dies."""
         threading.Event().wait()
 
+    @ray.method(concurrency_group="control")
+    def pulse(self) -> None:
+        """Any answer says that this process runs."""
+
     def prepare(self, setup: Setup, shipped: Frozen) -> Outcome | Failure:
         """Set the environment and make the worker; `shipped` is its class and arguments."""
         os.environ.update(setup.env)
