@@ -101,7 +101,10 @@ class Peer:
             kept = [*kept[-2:], channel.get()]
         return float(sum(item.sum() for item in kept))
 
-    def leave(self, channel: Channel) -> None:
+    def leave(self, channel: Channel, *, reads: bool = False) -> None:
+        """With `reads`, while it holds an item."""
+        if reads:
+            self.item = channel.get(timeout=10)
         channel.leave()
 
 
@@ -320,6 +323,19 @@ def test_memory_that_is_read_after_its_process_is_done_is_given_back(peers: list
     del item
     with pytest.raises(Empty):
         channel.get_nowait()
+    until(lambda: not memory(process))
+
+
+def test_memory_that_was_read_by_who_was_killed_after_it_left_is_given_back(
+    peers: list[Any],
+) -> None:
+    channel = Channel.create(shared_memory=True)
+    ray.get(peers[0].put.remote(channel, [np.zeros(MEGABYTE, np.float32)]))
+    reader, process = Peer.remote(), ray.get(peers[0].process.remote())
+    ray.get(reader.leave.remote(channel, reads=True))
+    until(lambda: len(channel.statistics().peers) == 1)
+    assert memory(process)
+    os.kill(ray.get(reader.process.remote()), 9)
     until(lambda: not memory(process))
 
 

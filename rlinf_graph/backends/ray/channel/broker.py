@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rlinf_graph.backends.ray.channel import peers
-from rlinf_graph.backends.ray.channel.carry import Block
 from rlinf_graph.backends.ray.channel.errors import ChannelError, PeerFailed, TimedOut
 from rlinf_graph.backends.ray.channel.lane import Given, Item, Limits, Row, Span
 from rlinf_graph.backends.ray.channel.peers import Fate, Peer
@@ -106,8 +105,7 @@ class Broker:
         self._waiting: dict[Any, asyncio.Future[Any]] = {}
         self._peers: dict[str, Peer] = {}
         self._heard: dict[str, tuple[str, float]] = {}
-        self._unread: dict[Segment, int] = defaultdict(int)
-        self._freed: dict[str, list[Segment]] = defaultdict(list)
+        self._left: dict[str, Peer] = {}
         self._turns: dict[str, int] = defaultdict(int)
         self._early: dict[tuple[str, int], asyncio.Future[None]] = {}
         self._messages = 0
@@ -151,11 +149,9 @@ class Broker:
                 more = self._exchange.put(peer, key, block, rows, ask)
                 items, nbytes = added.get(key, (0, 0))
                 added[key] = items + more[0], nbytes + more[1]
-                if isinstance(block, Block) and isinstance(block.data, Segment):
-                    self._unread[block.data] += sum(row.count for row in rows)
         except ChannelError as error:
             return Reply((added, []), error)
-        return Reply((added, self._freed.pop(peer, [])))
+        return Reply((added, self._exchange.reading.freed(peer)))
 
     async def take(
         self,
@@ -207,12 +203,12 @@ class Broker:
 
     async def freed(self, peer: str) -> list[Segment] | None:
         """Segments of a producer that are free; None for all, when the channel has failed."""
-        return None if self._exchange.failure else self._freed.pop(peer, [])
+        return None if self._exchange.failure else self._exchange.reading.freed(peer)
 
-    async def leave(self, peer: str) -> None:
-        """A process is done with the channel."""
-        self._exchange.leave(peer)
-        self._peers.pop(peer, None)
+    async def leave(self, peer: str, number: int) -> None:
+        """A process is done with the channel. `number` is of a consumer's message."""
+        await self._turn(f"gets of {peer}", number)
+        self._forget(peer)
 
     async def fail(self, peer: str, error: PeerFailed) -> None:
         """Raise an error at all peers. The first one stays."""
@@ -267,11 +263,7 @@ class Broker:
 
     def _note(self, peer: str, notice: Notice) -> None:
         key, taken, back, lease, freed = notice
-        for segment, count in freed:
-            self._unread[segment] -= count
-            if not self._unread[segment]:
-                del self._unread[segment]
-                self._freed[segment.peer].append(segment)
+        self._exchange.reading.read(peer, freed)
         if taken:
             self._exchange.confirm(peer, key, taken)
         if back:
@@ -324,9 +316,20 @@ class Broker:
             fate = await asyncio.to_thread(peers.fate, peer)
             if fate is Fate.ALIVE or peer.id not in self._peers:
                 continue
-            await self.leave(peer.id)
+            self._forget(peer.id)
             if fate is Fate.DEAD:
                 self._exchange.fail(PeerFailed(f"{peer} died without leaving"))
+        for peer in list(self._left.values()):
+            reads = self._exchange.reading.reads(peer.id)
+            if not reads or await asyncio.to_thread(peers.fate, peer) is not Fate.ALIVE:
+                self._exchange.reading.gone(peer.id)
+                del self._left[peer.id]
+
+    def _forget(self, peer: str) -> None:
+        """A peer leaves. It may still read what it has taken, until its process ends."""
+        self._exchange.leave(peer)
+        if peer in self._peers:
+            self._left[peer] = self._peers.pop(peer)
 
 
 def _runs(items: Sequence[Item]) -> list[Run]:

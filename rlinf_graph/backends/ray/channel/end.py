@@ -47,8 +47,7 @@ class End:
         """Send and give back everything; the death of this process is no failure from now on."""
         with contextlib.suppress(ChannelError):
             steps.block(self.sender.flush())
-        self.receiver.leave()
-        ray.get(self.broker.leave.remote(self.peer.id))
+        ray.get(self.broker.leave.remote(self.peer.id, self.receiver.leave()))
 
     def unread(self) -> bool:
         """Whether memory of this process is still to be read by others."""
@@ -84,7 +83,7 @@ def end_of(broker: Any) -> End:
         found = _ENDS.setdefault(name, made)
         found.users += 1
     if found is not made:
-        broker.leave.remote(made.peer.id)
+        broker.leave.remote(made.peer.id, made.receiver.leave())
     return found
 
 

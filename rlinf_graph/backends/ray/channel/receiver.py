@@ -150,8 +150,8 @@ class Receiver:
             self._adopt()
             self._absorb_ahead(lane, before, reply)
 
-    def leave(self) -> None:
-        """Give everything back."""
+    def leave(self) -> int:
+        """Give everything back; the number of the message that says that this end is done."""
         with self._lock:
             self._left = True
             lanes = self._lanes or {None: Arrivals()}
@@ -159,6 +159,8 @@ class Receiver:
             self._lanes.clear()
             if notices := [n for n in notices if n.taken or n.back or n.freed]:
                 self._tell(notices)
+            self._number += 1
+            return self._number - 1
 
     def tick(self, now: float) -> bool:
         """Tell what was taken and give back what is not read; whether there is more to come."""

@@ -32,6 +32,7 @@ from rlinf_graph.backends.ray.channel.lane import (
     Span,
     Want,
 )
+from rlinf_graph.backends.ray.channel.reading import Reading
 
 Key = Any
 """What items are put under; any hashable value."""
@@ -54,6 +55,7 @@ class Exchange:
         self.producers: set[str] = set()
         self.closers: set[str] = set()
         self.failure: PeerFailed | None = None
+        self.reading = Reading()
         self._sequence = 0
 
     @property
@@ -102,6 +104,7 @@ class Exchange:
             order = -priority if prioritised else 0.0
             lane.push(Item(order, self._sequence, weight, nbytes, block, index, count))
             self._sequence += count
+        self.reading.came(block, items)
         lane.came += items
         lane.most = max(lane.most, lane.queued)
         added = self._extra(lane, peer, ask) if not self._put_error(0) else (0, 0)
@@ -158,7 +161,7 @@ class Exchange:
     def confirm(self, peer: str, key: Key, spans: Iterable[Span]) -> None:
         """A consumer has taken items that were held for it."""
         lane = self.lanes[key]
-        lane.free(lane.let_go(peer, spans))
+        self._take(lane, peer, list(lane.let_go(peer, spans)))
         self._settle(lane)
 
     def put_back(self, peer: str, key: Key, spans: Iterable[Span]) -> None:
@@ -260,7 +263,7 @@ class Exchange:
         left = max(1, min(count, lane.queued // others)) - 1
         given, size = [lane.pop()], 0
         if taken:
-            lane.free(given)
+            self._take(lane, peer, given)
         while left and lane.queue:
             head = lane.queue[0]
             most = min(left, (AHEAD - size) // head.nbytes if head.nbytes else left)
@@ -272,6 +275,10 @@ class Exchange:
             size += item.nbytes * item.count
         lane.hold(peer, given[taken:])
         return given
+
+    def _take(self, lane: Lane, peer: str, items: list[Item]) -> None:
+        lane.free(items)
+        self.reading.took(peer, items)
 
     def _settle(self, lane: Lane) -> None:
         """Answer all who can be answered, in the order in which they came."""
@@ -304,7 +311,7 @@ class Exchange:
         if lane.queue and (last or lane.weight >= want.target):
             batch = list(self._run(lane, want.target))
             if want.own:
-                lane.free(batch)
+                self._take(lane, want.peer, batch)
                 return Given(batch, sum(item.count for item in batch))
             lane.hold(want.peer, batch)
             return Given(batch, 0)
