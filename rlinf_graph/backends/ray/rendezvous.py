@@ -33,24 +33,25 @@ def join(address: str, ranks: int, timeout: timedelta) -> Store:
     return Store(host, int(port), ranks, False, timeout, wait_for_workers=False)
 
 
-def spare_port(host: str) -> int:
+def spare_port() -> int:
     """A port for a store that others open later, as torch does at MASTER_PORT.
 
     It is outside of what the system gives to connections, so that none takes it meanwhile.
     """
     end = int(EPHEMERAL.read_text().split()[0]) if EPHEMERAL.exists() else LOWEST
     for port in random.sample(range(LOWEST, end), min(TRIES, max(0, end - LOWEST))):
-        if _is_free(host, port):
+        if _is_free(port):
             return port
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
-def _is_free(host: str, port: int) -> bool:
+def _is_free(port: int) -> bool:
+    """On all of the machine's addresses, as a store listens."""
     with socket.socket() as probe:
         try:
-            probe.bind((host, port))
+            probe.bind(("", port))
         except OSError:
             return False
     return True

@@ -23,7 +23,7 @@ def test_rank_0_holds_the_port_that_it_tells():
 @pytest.mark.skipif(not EPHEMERAL.exists(), reason="this system does not tell its range")
 def test_a_spare_port_is_none_that_a_connection_may_take():
     first = int(EPHEMERAL.read_text().split()[0])
-    assert all(port < first for port in (spare_port(HOST) for _ in range(50)))
+    assert all(port < first for port in (spare_port() for _ in range(50)))
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -34,7 +34,7 @@ def test_without_room_below_the_range_the_system_gives_a_port(free, monkeypatch,
     with socket.socket() as other:
         if not free:
             other.bind((HOST, 20_000))
-        port = spare_port(HOST)
+        port = spare_port()
         assert port != 20_000
         with socket.socket() as probe:
             probe.bind((HOST, port))

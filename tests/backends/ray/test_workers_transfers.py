@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from rlinf_graph.backends.ray.workers import Reservation, Worker, WorkerError, WorkerGroup
+from rlinf_graph.backends.ray.workers.exchange import Exchange, Problem, Wanted
+from rlinf_graph.backends.ray.workers.payload import seal
 from rlinf_graph.ir.batches import Rewards
 from rlinf_graph.ir.cluster_file import load_cluster
 
@@ -61,6 +64,11 @@ class Talker(Worker):
     def reduced(self, op: str, size: int) -> torch.Tensor:
         tensor = torch.arange(size, dtype=torch.float64) + self.rank
         return self.all_reduce(tensor, op, timeout=SOON_S)
+
+    def lose_link(self) -> None:
+        """As after a reduction that broke off at one rank alone."""
+        if self.rank:
+            self._place.links._groups.clear()
 
     def differ(self) -> None:
         if self.rank:
@@ -202,6 +210,8 @@ def test_ranks_of_a_group_gather_and_reduce(pair: Pair) -> None:
         assert left.gather(size).wait(30) == [[0.0, float(size)]] * 2
     for op, expected in (("sum", [1, 3, 5]), ("max", [1, 2, 3]), ("min", [0, 1, 2])):
         assert [got.tolist() for got in left.reduced(op, 3).wait(30)] == [expected] * 2
+    left.lose_link().wait(30)
+    assert [got.tolist() for got in left.reduced("sum", 3).wait(30)] == [[1, 3, 5]] * 2
     with pytest.raises(WorkerError, match="ValueError: `mean` is none of sum, min, max, product"):
         left.reduced("mean", 3).wait(30)
 
@@ -240,6 +250,7 @@ def test_what_cannot_be_sent_and_a_worker_that_leaves(pair: Pair) -> None:
     left, right = pair
     for call, why in (
         (lambda: left.on(0).put_lock("right", 1), "in `put_lock`: TypeError: cannot pickle"),
+        (lambda: left.on(0).put(1, "right", 1, tag=[1]), r"TypeError: tag \[1\] is neither"),
         (lambda: left.on(0).leave(), "in `leave`: SystemExit: had enough"),
     ):
         waiting = right.on(1).take("left", 0)
@@ -247,3 +258,15 @@ def test_what_cannot_be_sent_and_a_worker_that_leaves(pair: Pair) -> None:
             with pytest.raises(WorkerError, match=f"`left` rank 0 on .* {why}"):
                 handle.wait(SOON_S)
     assert moved(pair, "again") == "again"
+
+
+def test_a_late_call_of_a_closed_group_counts_for_no_later_group_of_the_name() -> None:
+    async def late() -> list[Any]:
+        exchange, peer = Exchange(), ("closed", 0)
+        said = [
+            await exchange.send(peer, ("right", 0), None, seal(1), 0, time.time(), SOON_S),
+            await exchange.receive(peer, ("right", 0), Wanted(), 0, time.time(), SOON_S),
+        ]
+        return [*said, len(exchange._turns)]
+
+    assert asyncio.run(late()) == [Problem("closed", "worker group `closed` was closed")] * 2 + [0]

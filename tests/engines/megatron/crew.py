@@ -35,7 +35,7 @@ class Crew:
             theirs.close()
             self._members.append((process, mine))
         pipes = [pipe for _process, pipe in self._members[:world]]
-        port = spare_port("127.0.0.1")
+        port = spare_port()
         for rank, pipe in enumerate(pipes):
             pipe.send((work, args, rank, world, port))
         try:

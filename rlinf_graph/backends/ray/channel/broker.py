@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -309,7 +310,8 @@ class Broker:
         """The death of a peer that has not left is everybody's failure."""
         while self._exchange.failure is None:
             await asyncio.sleep(LOOKS_S)
-            await self._look_at_peers()
+            with contextlib.suppress(Exception):  # of Ray, which may answer the next look
+                await self._look_at_peers()
 
     async def _look_at_peers(self) -> None:
         for peer in list(self._peers.values()):
@@ -320,10 +322,11 @@ class Broker:
             if fate is Fate.DEAD:
                 self._exchange.fail(PeerFailed(f"{peer} died without leaving"))
         for peer in list(self._left.values()):
-            reads = self._exchange.reading.reads(peer.id)
-            if not reads or await asyncio.to_thread(peers.fate, peer) is not Fate.ALIVE:
+            ended = await asyncio.to_thread(peers.fate, peer) is not Fate.ALIVE
+            if ended:
                 self._exchange.reading.gone(peer.id)
-                del self._left[peer.id]
+            if ended or not self._exchange.reading.reads(peer.id):
+                self._left.pop(peer.id, None)  # another look may have been faster
 
     def _forget(self, peer: str) -> None:
         """A peer leaves. It may still read what it has taken, until its process ends."""

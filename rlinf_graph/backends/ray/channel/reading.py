@@ -13,13 +13,15 @@ from rlinf_graph.backends.ray.channel.shared import Segment
 
 class Reading:
     """Counts items: a segment is free when all items in it have been read, or those who took them
-    are gone. What a consumer tells may come before the broker hears that it took the items."""
+    are gone. What a consumer tells may come before the broker hears that it took the items, and
+    after its end was seen."""
 
     def __init__(self) -> None:
         """Nothing is to be read."""
         self._unread: dict[Segment, int] = defaultdict(int)
         self._taken: dict[str, dict[Segment, int]] = defaultdict(lambda: defaultdict(int))
         self._free: dict[str, list[Segment]] = defaultdict(list)
+        self._gone: set[str] = set()
 
     def came(self, block: Any, items: int) -> None:
         """A producer has put items of a block."""
@@ -31,12 +33,14 @@ class Reading:
         """A consumer has taken items."""
         for item in items:
             segment = _segment(item.block)
-            if segment is not None:
+            if segment is not None and peer in self._gone:
+                self._less(segment, item.count)
+            elif segment is not None:
                 self._count(peer, segment, item.count)
 
     def read(self, peer: str, segments: Iterable[tuple[Segment, int]]) -> None:
         """A consumer has read so many items of segments."""
-        for segment, items in segments:
+        for segment, items in segments if peer not in self._gone else ():
             self._count(peer, segment, -items)
             self._less(segment, items)
 
@@ -46,6 +50,7 @@ class Reading:
 
     def gone(self, peer: str) -> None:
         """A consumer's process has ended: what it has taken is not read any more."""
+        self._gone.add(peer)
         for segment, items in self._taken.pop(peer, {}).items():
             self._less(segment, items)
 

@@ -74,8 +74,8 @@ class Sender:
         self._look_at = LOOK
         self._ticking = False
         self._error: ChannelError | None = None
-        self._tickets, self._numbers = itertools.count(), itertools.count()
-        self._asked = 0
+        self._tickets = itertools.count()
+        self._asked = self._puts = 0
 
     def put(
         self, encoded: Encoded, key: Key, weight: float, priority: float, timeout: float | None
@@ -222,14 +222,19 @@ class Sender:
         """Small items become a block."""
         if not self._small.items:
             return
-        block = self._small.block()
+        block, all_rows = self._small.block(), self._rows
+        self._rows = {}
         if len(block.data) > INSIDE + SMALL // 8:
-            block = self._place_block(block)
-        for key, rows in self._rows.items():
+            try:
+                block = self._place_block(block)
+            except Exception as error:  # these items were put by others, too: all are told
+                self._error = self._error or ChannelError(f"{type(error).__name__}: {error}")
+                raise
+        for key, rows in all_rows.items():
             lease = self._leases.setdefault(key, _Lease())
             more = self._more(lease, sum(row.count for row in rows))
             self._groups.append(Group(key, block, rows, more))
-        self._rows, self._look_at = {}, LOOK
+        self._look_at = LOOK
 
     def _place_block(self, block: Block) -> Any:
         """The block's data in shared memory or in the object store."""
@@ -257,10 +262,10 @@ class Sender:
         self._seal()
         if not self._groups:
             return
-        groups, self._groups = self._groups, []
         while len(self._sent) >= ON_THE_WAY:
             self._take_reply(self._sent.popleft())
-        self._sent.append(self._broker.put.remote(self._peer, next(self._numbers), groups))
+        self._sent.append(self._broker.put.remote(self._peer, self._puts, self._groups))
+        self._groups, self._puts = [], self._puts + 1  # not before: Ray may refuse
         self._flushed = time.monotonic()
 
     def _collect(self, *, wait: bool = True) -> None:

@@ -182,9 +182,10 @@ class Exchange:
             return failure
         if failure.broken_link:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DEATH_S):
+                async with asyncio.timeout(DEATH_S if not group.silent else 0):
                     await group.death.wait()
-            failure = replace(failure, origin=next(iter(group.dead.values()), None))
+            cause = next((known for lasts, known in group.trouble() if lasts), None)
+            failure = replace(failure, origin=cause)
         group.failed[peer[1]] = failure
         self._spread(peer, group, failure)
         return failure
@@ -195,6 +196,8 @@ class Exchange:
     ) -> Problem | None:  # fmt: skip
         """Offer a value; answered when the receiver has it. `number` counts the pair's sends."""
         mine = self._pending(Wait(source, (target,), f"sends {envelope.about} to"), envelope, tag)
+        if left := self._left(source):
+            return left
         async with self._turns[source, "send", target].of(number):
             refused = self._refusal(target, issued)
             if refused is None:
@@ -207,6 +210,8 @@ class Exchange:
     ) -> Receipt | Problem:  # fmt: skip
         """Wait for the next value from a rank. `number` counts the pair's receives."""
         mine = self._pending(Wait(target, (source,), "receives from"), wanted)
+        if left := self._left(target):
+            return left
         async with self._turns[target, "receive", source].of(number):
             refused = self._refusal(source, issued)
             if refused is None:
@@ -307,6 +312,11 @@ class Exchange:
             return Problem("timeout", f"nothing within {timeout:g} s: {told}")
         finally:
             del self._waits[id(mine)]
+
+    def _left(self, caller: Peer) -> Problem | None:
+        """For a call of a closed group: it may not count among those of a later one."""
+        text = f"worker group `{caller[0]}` was closed"
+        return None if caller[0] in self._groups else Problem("closed", text)
 
     def _refusal(self, peer: Peer, issued: float) -> Problem | None:
         """Why there is no point in waiting for a rank."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -63,10 +64,13 @@ class Handle:
         self._pending = {reference: rank for rank, reference in references.items()}
         self._outcomes: dict[int, Outcome] = {}
         self._failures: list[Failure] = []
+        self._came = time.monotonic()
 
     def done(self) -> bool:
         """Whether `wait` would give its result, or raise, without waiting for a rank."""
         self._look(0)
+        if self._pending and time.monotonic() - self._came > LOOK_S:
+            self._ask_whether_they_answer()
         return not self._pending or bool(self._failures)
 
     def wait(self, timeout: float | None = None) -> Any:
@@ -82,13 +86,12 @@ class Handle:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.done():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 ranks = ", ".join(str(rank) for rank in sorted(self._pending.values()))
                 late = f"`{self._method}` of `{self._group}`: no answer of rank {ranks}"
                 raise TimeoutError(f"{late} within {timeout:g} s")
-            if not self._look(LOOK_S if left is None else min(left, LOOK_S)):
-                self._hear(self._silent())
+            self._look(min(left, LOOK_S))
         return self._result()
 
     def durations(self, timeout: float | None = None) -> Durations:
@@ -100,44 +103,31 @@ class Handle:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> Any:
-        while not self.done():
-            ends = [asyncio.ensure_future(self._end_of(ref)) for ref in self._pending]
-            try:
-                first = asyncio.FIRST_COMPLETED
-                ended, _ = await asyncio.wait(ends, return_when=first, timeout=LOOK_S)
-            finally:
-                for end in ends:
-                    end.cancel()
-            if not ended:
-                self._hear(await asyncio.to_thread(self._silent))
+        ends = {reference: _end_of(reference) for reference in self._pending}
+        while not await asyncio.to_thread(self.done):
+            pending = [ends[reference] for reference in self._pending]
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED, timeout=LOOK_S)
         return await asyncio.to_thread(self._result)
 
-    async def _end_of(self, reference: Any) -> None:
-        await asyncio.wait([asyncio.wrap_future(reference.future())])
-
-    def _look(self, timeout: float) -> bool:
-        """Take what has come; wait for one at most so long. Whether one came."""
+    def _look(self, timeout: float) -> None:
+        """Take what has come; wait for one at most so long."""
         if not self._pending:
-            return False
+            return
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
         if ready:
+            self._came = time.monotonic()
             ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         for reference in ready:
             self._take(reference, self._pending.pop(reference))
-        return bool(ready)
 
-    def _silent(self) -> Failure | None:
-        """Of a process that is asked whether it is there, and does not answer."""
-        if not self._pending:
-            return None
-        ranks = sorted(self._pending.values())
-        try:
-            return ray.get(self._exchange.silent.remote(self._group, ranks))
-        except RayError:  # closed meanwhile: nobody is there to be asked
-            return None
-
-    def _hear(self, silent: Failure | None) -> None:
-        if silent is not None and self._pending:
+    def _ask_whether_they_answer(self) -> None:
+        """Nothing has come for a while: a process that does not answer at all is a failure."""
+        self._came, ranks = time.monotonic(), sorted(self._pending.values())
+        silent: Failure | None = None
+        with contextlib.suppress(RayError):  # closed meanwhile, or nobody is there to be asked
+            asked = self._exchange.silent.remote(self._group, ranks)
+            silent = ray.get(asked, timeout=LOOK_S)
+        if silent is not None:
             self._failures.append(replace(silent, method=self._method))
 
     def _take(self, reference: Any, rank: int) -> None:
@@ -174,3 +164,10 @@ class Handle:
         numbers = [failure.first.number for failure in self._failures]
         with contextlib.suppress(RayError):  # closed meanwhile: nobody is there to be told
             ray.get(self._exchange.seen.remote(numbers, time.time()))
+
+
+def _end_of(reference: Any) -> asyncio.Future[Any]:
+    """Done when the call has ended, however."""
+    made = asyncio.wrap_future(reference.future())
+    made.add_done_callback(lambda end: end.cancelled() or end.exception())  # `_take` raises it
+    return made

@@ -55,7 +55,7 @@ class Host:
     def hello(self) -> tuple[str, int, int]:
         """Address of this machine, this process's id, and a port that is free there."""
         host = ray.util.get_node_ip_address()
-        return host, os.getpid(), spare_port(host)
+        return host, os.getpid(), spare_port()
 
     @ray.method(concurrency_group="control")
     def alive(self) -> None:

@@ -151,6 +151,7 @@ class Worker:
         into: torch.Tensor | None = None, timeout: float = TIMEOUT_S,
     ) -> Transfer:  # fmt: skip
         """Begin a receive; `into` is filled when the transfer is waited for."""
+        _require_tag(tag)
         name = kind.__name__ if kind is not None else None
         wanted = Wanted(tag, name)
         if into is not None:
@@ -228,11 +229,11 @@ class Worker:
         if op not in ALLOWED:
             raise ValueError(f"`{op}` is none of {', '.join(ALLOWED)}")
         links, kind = self._place.links, tensor.device.type
-        first = self.rank == 0 and not links.ready(kind)
-        offered = links.listen(self.host, self.world_size, timeout) if first else ""
         what = f"all_reduce {op} {kind}"
-        address = self._meet(what, offered, timeout, same=describe(tensor))[0]
-        if not links.ready(kind):
+        ready = self._meet(what, links.ready(kind), timeout, same=describe(tensor))
+        if not all(ready):  # at some ranks it may have broken off
+            offered = links.listen(self.host, self.world_size, timeout) if self.rank == 0 else ""
+            address = self._meet(f"connection of {what}", offered, timeout)[0]
             links.connect(kind, self.rank, self.world_size, address, timeout)
         links.reduce(tensor, op, timeout)
         return tensor
@@ -261,6 +262,7 @@ class Worker:
     def _send(
         self, value: Any, peers: list[Peer], tag: int | str | None, timeout: float
     ) -> Transfer:
+        _require_tag(tag)
         envelope = seal(value)
         send, issued = self._place.exchange.send, ISSUED.get()
         asked = [
@@ -270,3 +272,9 @@ class Worker:
             for peer in peers
         ]
         return Transfer(asked, lambda _answer: None)
+
+
+def _require_tag(tag: Any) -> None:
+    """Before a message gets its number: those after one that never leaves would wait for it."""
+    if not isinstance(tag, int | str | None):
+        raise TypeError(f"tag {tag!r} is neither a number nor a text")
