@@ -15,6 +15,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--soak"):
+        config.pluginmanager.register(AtOnce(config))
+
+
+class AtOnce:
+    """Shows a failure when it comes, since `--soak` ends hours later."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """With `--soak`, a test marked `soak(N)` becomes N tests, which differ in `repetition`.
 
