@@ -63,7 +63,7 @@ test-learning: $(READY) $(MEGATRON)/.ready $(VLLM_READY)
 plans: $(READY)  ## run plans from all over the space on Ray (minutes)
 	@$(BIN)/pytest -m slow
 
-soak: $(READY)  ## the tests of channels and workers under faults, many times over (an hour)
+soak: $(READY)  ## the tests of channels and workers under faults, many times over (two hours)
 	@$(BIN)/pytest -m soak --soak
 
 cost: $(READY)  ## fit and judge the cost model by published runs; tables and plots of docs/cost-model.md
