@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -59,6 +60,15 @@ def _target(link: str) -> str:
         return ""
 
 
+def collect(handles: list[Any]) -> None:
+    """Collect garbage here and there. What a process did when its last reply came may be in a cycle
+    that it made after it had collected last, and it is idle now."""
+    gc.collect()
+    for handle in handles:
+        with contextlib.suppress(RayActorError):  # the one that the scenario kills
+            ray.get(handle.collect.remote())
+
+
 class Crew:
     """Processes that play one scenario after the other. One that was killed is replaced."""
 
@@ -84,7 +94,7 @@ class Crew:
         """
         try:
             broker = Scene(scenario, self._handles, self._processes).play()
-            gc.collect()
+            collect(self._handles)
             until(lambda: not alive(broker), lambda: f"the broker, process {broker}, to end")
             until(lambda: not any(map(shared, self._processes)), self._memory)
         except BaseException as error:
@@ -209,6 +219,7 @@ class Scene:
         self._faults += [f"no end: {text}" for text in ends if "EndOfStream" not in text]
         if "Closed" not in (text := raised(lambda: late(channel))):
             self._faults.append(f"a late put: {text}")
+        collect(self._handles)
         until(lambda: len(channel.statistics().peers) == 1, channel.statistics)
         puts = [e.key for es in self._log.values() for e in es if e.what == "put"]
         for key in self._scenario.keys:

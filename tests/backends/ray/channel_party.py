@@ -334,6 +334,10 @@ class Process:
         gc.collect()
         return told
 
+    def collect(self) -> None:
+        """Collect garbage."""
+        gc.collect()
+
     def stacks(self) -> str:
         """Where every thread is."""
         doing = [f"party {actor._party}: {actor.doing}" for actor in self._actors]
