@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import re
 import time
@@ -18,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from rlinf_graph.backends.ray.channel.channel import Channel
 from rlinf_graph.backends.ray.channel.errors import ChannelError
 from tests.backends.ray.channel_model import Log, Model
-from tests.backends.ray.channel_party import Event, Process, late, raised
+from tests.backends.ray.channel_party import Event, Process, collect, late, raised
 from tests.backends.ray.channel_scenario import KEYS, Scenario
 
 HANG_S = 100
@@ -60,15 +58,6 @@ def _target(link: str) -> str:
         return ""
 
 
-def collect(handles: list[Any]) -> None:
-    """Collect garbage here and there. What a process did when its last reply came may be in a cycle
-    that it made after it had collected last, and it is idle now."""
-    gc.collect()
-    for handle in handles:
-        with contextlib.suppress(RayActorError):  # the one that the scenario kills
-            ray.get(handle.collect.remote())
-
-
 class Crew:
     """Processes that play one scenario after the other. One that was killed is replaced."""
 
@@ -94,7 +83,7 @@ class Crew:
         """
         try:
             broker = Scene(scenario, self._handles, self._processes).play()
-            collect(self._handles)
+            collect()
             until(lambda: not alive(broker), lambda: f"the broker, process {broker}, to end")
             until(lambda: not any(map(shared, self._processes)), self._memory)
         except BaseException as error:
@@ -219,7 +208,6 @@ class Scene:
         self._faults += [f"no end: {text}" for text in ends if "EndOfStream" not in text]
         if "Closed" not in (text := raised(lambda: late(channel))):
             self._faults.append(f"a late put: {text}")
-        collect(self._handles)
         until(lambda: len(channel.statistics().peers) == 1, channel.statistics)
         puts = [e.key for es in self._log.values() for e in es if e.what == "put"]
         for key in self._scenario.keys:
