@@ -158,11 +158,12 @@ class Engines:
     ) -> list[int]:
         """The versions that a reader has yet to take over, in order.
 
-        One that averages takes every delivered version. `first` is what it was loaded with.
+        One that averages takes every delivered version; one that holds a newer version already,
+        taken while it generated, takes none. `first` is what it was loaded with.
         """
         version = awaited.version(iteration)
         held = [self._held[instance] for instance in self._readers(group, rank, awaited)]
-        if version <= first or all(each == version for each in held):
+        if version <= first or all(each >= version for each in held):
             return []
         if not awaited.decay:
             return [version]
@@ -211,15 +212,20 @@ class Engines:
                 averages[name] = widened(value)
         return [(name, averages[name]) for name in names]
 
-    def _readers(self, group: WorkerGroup, rank: int, awaited: Await) -> list[Instance]:
-        """The engines of a rank that take over what it awaits."""
+    def takers(self, group: WorkerGroup, awaited: Await) -> list[str]:
+        """The parameters of a node whose engines take over what it awaits."""
         return [
-            self._instance(group, rank, use)
+            use.param
             for use in self._graph.node(group.name).models
             if use.model == awaited.model
             and use.served == awaited.served
             and use.port is not Port.FROZEN
         ]
+
+    def _readers(self, group: WorkerGroup, rank: int, awaited: Await) -> list[Instance]:
+        """The engines of a rank that take over what it awaits."""
+        instances = self._instances_of(group, rank)
+        return [instances[param] for param in self.takers(group, awaited)]
 
     def _instances_of(self, group: WorkerGroup, rank: int) -> dict[str, Instance]:
         """Of a node's rank, by model parameter."""

@@ -37,6 +37,7 @@ class Rank:
         outputs: of the last run.
         weight: of the micro-batches accumulated since the last optimizer step.
         queued: micro-batches that are still to be accumulated.
+        instead: what the node gets in place of engines, by parameter.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Rank:
         self.outputs: tuple[Any, ...] = ()
         self.weight = 0.0
         self.queued: list[TrainBatch] = []
+        self.instead: dict[str, Engine] = {}
         self._compares = False
         self._group, self._number = group, number
         self._engines, self._registers, self._seed = engines, registers, seed
@@ -186,7 +188,7 @@ class Rank:
             node=self.node.name,
             iteration=at.iteration,
             seed=self._seed,
-            engines=self._engines.of(self._group, self._number),
+            engines=self._engines.of(self._group, self._number) | self.instead,
             versions=self._engines.versions(self._group, self._number),
             registers=self._registers,
             metrics=metrics,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rlinf_graph.ir.batch import Batch
 from rlinf_graph.ir.batches import Prompt, Rewards, Rollouts
 from rlinf_graph.ir.packed import host
@@ -18,12 +20,13 @@ Sample = dict[str, Any]
 
 
 class Seen(NamedTuple):
-    """What is kept of the rollouts in a batch, by column."""
+    """What is kept of the rollouts in a batch, by column; of versions the oldest and the newest."""
 
     node: str
     index: list[int]
     group: list[int]
-    versions: list[int]
+    oldest: list[int]
+    newest: list[int]
     prompts: list[Prompt]
     responses: list[str]
     truths: list[Any]
@@ -148,22 +151,29 @@ def _seen(
     node: str, lengths: Any, versions: Any, index: Any, group: Any, prompts: list[Prompt],
     responses: list[str], columns: list[Any], finished: Any,
 ) -> Seen:  # fmt: skip
-    last = host(lengths).cumsum() - 1
-    own = [max(0, version) for version in host(versions)[last].tolist()]
+    own = host(versions)
+    starts = np.minimum(host(lengths).cumsum() - host(lengths), len(own) - 1)
+    newest = np.maximum(0, np.maximum.reduceat(own, starts))
+    chosen = np.where(own < 0, newest.max(initial=0), own)
+    oldest = np.minimum(np.minimum.reduceat(chosen, starts), newest)
     truths = [given.get("truth") for given in columns]
     return Seen(
-        node, index.tolist(), group.tolist(), own, prompts, responses, truths, finished.tolist()
-    )
+        node, index.tolist(), group.tolist(), oldest.tolist(), newest.tolist(), prompts, responses,
+        truths, finished.tolist(),
+    )  # fmt: skip
 
 
 def _samples_of(seen: Seen, iteration: int) -> Iterator[Sample]:
-    for index, group, version, prompt, response, truth, finished in zip(*seen[1:], strict=True):
+    for index, group, oldest, newest, prompt, response, truth, finished in zip(
+        *seen[1:], strict=True
+    ):
         yield {
             "iteration": iteration,
             "node": seen.node,
             "index": index,
             "group": group,
-            "version": version,
+            "version": oldest,
+            "newest": newest,
             "prompt": prompt,
             "response": response,
             "truth": truth,

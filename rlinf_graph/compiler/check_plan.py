@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import networkx as nx
 
-from rlinf_graph.compiler.lower import chunks_of, is_host, works
+from rlinf_graph.compiler.lower import chunks_of, is_host, takes_midway, works
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import Diagnostic, raise_errors, suggest
 from rlinf_graph.ir.flow import find_cycle
@@ -23,6 +23,7 @@ from rlinf_graph.ir.plan import (
     leaves_of,
     show_devices,
 )
+from rlinf_graph.nodes.registry import capabilities_of, engine_names
 
 Rule = Callable[[Graph, Plan, Cluster], Iterator[Diagnostic]]
 
@@ -176,6 +177,40 @@ def staleness_is_allowed(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterato
             )
 
 
+def interruptions_can_happen(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
+    """Where a plan interrupts there is something to interrupt, newer weights can come meanwhile,
+    and the engine can go on."""
+    for node in graph.with_role(Role.SYNC):
+        sync, use = plan.syncs.get(node.name, SyncPlan()), node.models[0]
+        if not sync.interrupt:
+            continue
+        readers = [n for n in graph.readers(use.model, use.served) if takes_midway(n)]
+        if not sync.staleness:
+            message = f"the plan interrupts for `{node.name}` at staleness 0: no newer weights come"
+            yield Diagnostic("RG0307", message, node.span,
+                             help=("staleness 1 or more there, or interrupt false",))  # fmt: skip
+        if not readers:
+            message = f"nothing that `{node.name}` delivers to can be interrupted"
+            note = "rl.rollout can, outside of loops; evaluations and dialogs keep one version"
+            yield Diagnostic("RG0307", message, node.at("interrupt"), notes=(note,))
+        for reader in readers:
+            yield from _cannot_go_on(plan, reader, node)
+
+
+def _cannot_go_on(plan: Plan, reader: Node, sync: Node) -> Iterator[Diagnostic]:
+    engine = plan.settings(reader.name).engine
+    asked = (f"`{sync.name}` at {sync.at('interrupt')} asks for it",)
+    if not capabilities_of(engine).interrupts:
+        able = [name for name in engine_names() if capabilities_of(name).interrupts]
+        message = f"`{reader.name}` cannot be interrupted: `{engine}` does not go on with responses"
+        yield Diagnostic("RG0307", message, reader.span, notes=asked,
+                         help=(f"an engine that does: {', '.join(able)}",))  # fmt: skip
+    if dict(reader.options).get("keep") is not None:
+        message = f"`{reader.name}` cannot be interrupted: it returns those that finish first"
+        yield Diagnostic("RG0307", message, reader.at("keep"), notes=asked,
+                         help=("leave out `keep`", "interrupt=False in rl.sync"))  # fmt: skip
+
+
 def micro_batch_turns_match(graph: Graph, plan: Plan, _cluster: Cluster) -> Iterator[Diagnostic]:
     """Nodes that take turns once a micro-batch have the same number of them."""
     for part in inner_parts(plan.placement):
@@ -219,6 +254,7 @@ FITTING: tuple[Rule, ...] = (
     sizes_divide,
     turns_follow_the_flow,
     staleness_is_allowed,
+    interruptions_can_happen,
     micro_batch_turns_match,
     regions_are_subtrees,
 )

@@ -33,6 +33,7 @@ from rlinf_graph.ir.program import (
     WorkerGroup,
 )
 from rlinf_graph.ir.wiring import Wire, Wiring, wiring
+from rlinf_graph.ir.work import Generate
 
 STEPS_AHEAD = 3
 """Steps of a loop that an edge inside it holds at most: one comes, one goes, one is carried."""
@@ -74,6 +75,12 @@ def works(node: Node) -> bool:
 def is_host(node: Node) -> bool:
     """Whether a node works beside the devices."""
     return definitions[node.type].type.place is Place.HOST
+
+
+def takes_midway(node: Node) -> bool:
+    """Whether a node can take new weights while it generates: no evaluation, which is of one
+    version, and no step of a dialog."""
+    return isinstance(node.work, Generate) and node.role is Role.COMPUTE and not node.region
 
 
 def host_chunks(graph: Graph, plan: Plan, node: Node) -> int:
@@ -214,6 +221,7 @@ class _Lowering:
                     every=delivery.option("every"),
                     served=use.served,
                     decay=delivery.models[0].decay,
+                    interrupt=sync.interrupt and takes_midway(node),
                 )
                 awaits.append(made)
         return awaits

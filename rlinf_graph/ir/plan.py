@@ -152,10 +152,12 @@ class SyncPlan(Form):
     Attributes:
         method: `copy` inside a device, `broadcast` between devices.
         staleness: rollouts of iteration i use the weights of version max(0, i - staleness).
+        interrupt: whether they take newer ones that come while they generate.
     """
 
     method: Literal["copy", "broadcast"] = "copy"
     staleness: int = Field(default=0, ge=0)
+    interrupt: bool = False
 
 
 class PipelineRef(Form):

@@ -153,7 +153,8 @@ class Await:
     """Wait for the model's version of `staleness` iterations ago and take it over.
 
     `served` is the named port that takes it, and `decay` what that keeps of its own weights: then
-    every delivered version counts, in order.
+    every delivered version counts, in order. With `interrupt` a newer version that has come is as
+    good, and one that comes while the node generates is taken over at once.
     """
 
     model: str
@@ -163,6 +164,7 @@ class Await:
     every: int = 1
     served: str = ""
     decay: float = 0.0
+    interrupt: bool = False
 
     def version(self, iteration: int) -> int:
         """The version that an iteration reads: the newest delivered one that is old enough."""

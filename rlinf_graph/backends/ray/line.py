@@ -26,12 +26,17 @@ class Line:
 
     def __init__(self, board: Any, address: Address, who: tuple[str, int]) -> None:
         """Nothing has been told. `who` is the rank."""
-        self._board, self._who = board, who
+        self._board, self._address, self._who = board, address, who
         self._post = Client(address)
         self._told: list[Call] = []
         self._refers = False
         self._since = 0.0
         self.sent = 0
+
+    def beside(self, name: str) -> Line:
+        """A line for another thread of the rank; the board knows it by that name."""
+        group, rank = self._who
+        return Line(self._board, self._address, (f"{name} of {group}", rank))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Wait for what the board answers.
@@ -87,4 +92,8 @@ class Line:
     def close(self) -> None:
         """Wait until the board has heard everything, and tell nothing more."""
         self.ask("nothing")
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Neither tell nor hear anything more; a thread that waits for an answer gets `Lost`."""
         self._post.close()

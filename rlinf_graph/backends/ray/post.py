@@ -197,7 +197,9 @@ class Client:
         return pickle.loads(self._read(int.from_bytes(self._read(HEAD), "little")))
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Send nothing more; a thread that waits for an answer ends, too."""
+        with contextlib.suppress(OSError):  # the server was first
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _read(self, size: int) -> bytearray:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import MutableMapping
 from itertools import groupby, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
@@ -16,13 +16,14 @@ from rlinf_graph.backends.environments import Registers
 from rlinf_graph.backends.rank import Rank
 from rlinf_graph.backends.ray.allreduce import TIMEOUT, Ranks
 from rlinf_graph.backends.ray.hosted import Proxy
+from rlinf_graph.backends.ray.interruption import Interrupted, News
 from rlinf_graph.backends.ray.lending import Lent, Readers
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.mailbox import Mailbox
 from rlinf_graph.backends.ray.nearby import Nearby
 from rlinf_graph.backends.ray.rendezvous import join, listen
 from rlinf_graph.backends.ray.state import Place, refers
-from rlinf_graph.backends.ray.waiting import Doing
+from rlinf_graph.backends.ray.waiting import Doing, every_instruction
 from rlinf_graph.backends.ray.weights import Arriving, put_buckets
 from rlinf_graph.backends.record import Sightings
 from rlinf_graph.ir.interpreter import KINDS
@@ -54,6 +55,7 @@ from rlinf_graph.nodes.metric import Metrics
 
 if TYPE_CHECKING:
     from rlinf_graph.backends.ray.worker import Job
+    from rlinf_graph.nodes.engine import Engine
 
 
 class RankProcess:
@@ -92,6 +94,7 @@ class RankProcess:
         self._peers: Ranks | None = None
         self._took: dict[str, float] = {}
         self._read: dict[str, Readers] = {}
+        self._news: dict[Await, News] = {}
 
     def run(self, iterations: range) -> None:
         """Carry out the list for each iteration.
@@ -99,14 +102,29 @@ class RankProcess:
         Raises:
             CompileError: the cause, when another rank has failed.
         """
-        for iteration in iterations:
-            self._metrics, self._seen = Metrics(), Sightings()
-            listed = list(unroll(self._group.body, Position(iteration, self._number)))
-            self._prefetch(listed)
-            for kind, steps in groupby(listed, key=lambda step: type(step[0])):
-                self._steps(kind, list(steps), iterations.start)
-            self._line.tell("finish", iteration, self._metrics, self._seen.sealed())
-        self._line.close()
+        self._listen()
+        try:
+            for iteration in iterations:
+                self._metrics, self._seen = Metrics(), Sightings()
+                listed = list(unroll(self._group.body, Position(iteration, self._number)))
+                self._prefetch(listed)
+                for kind, steps in groupby(listed, key=lambda step: type(step[0])):
+                    self._steps(kind, list(steps), iterations.start)
+                self._line.tell("finish", iteration, self._metrics, self._seen.sealed())
+            self._line.close()
+        finally:
+            for news in self._news.values():
+                news.close()
+
+    def _listen(self) -> None:
+        """Where the plan says so, take weights that come while the node generates."""
+        engines = self._engines.of(self._group, self._number)
+        for awaited in every_instruction(self._group.body):
+            if isinstance(awaited, Await) and awaited.interrupt and awaited not in self._news:
+                news = self._news[awaited] = News(self._line.beside("news"), awaited)
+                for param in self._engines.takers(self._group, awaited):
+                    made = Interrupted(engines[param], awaited, news, self._adopt)
+                    self._rank.instead[param] = cast("Engine", made)
 
     def _prefetch(self, listed: list[tuple[Any, Position]]) -> None:
         """Fetch what comes straight from a data source, before the first work and any turn."""
@@ -226,12 +244,19 @@ class RankProcess:
     def _await(self, awaited: Await, at: Position, first: int) -> None:
         due = self._engines.due(self._group, self._number, awaited, at.iteration, first)
         found = [(version, self._weights(awaited.model, version)) for version in due]
+        if due and awaited in self._news and (newest := self._news[awaited].newest) > due[-1]:
+            found = [(newest, self._weights(awaited.model, newest))]
 
         def adopt() -> None:
             for version, weights in found:
                 self._engines.adopt(self._group, self._number, awaited, version, weights)
 
         self._timed(awaited, at, adopt)
+
+    def _adopt(self, awaited: Await, version: int) -> None:
+        """Take a version over that is there."""
+        weights = self._weights(awaited.model, version)
+        self._engines.adopt(self._group, self._number, awaited, version, weights)
 
     def _weights(self, model: str, version: int) -> Snapshot:
         """Wait for a version of a model's weights."""

@@ -212,6 +212,15 @@ class State:
         kept = self._versions[model]
         return Question([(f"weights of {model}", lambda: version in kept)], lambda: kept[version])
 
+    def newer(self, model: str, every: int, held: int) -> Question:
+        """A delivered version is there that is newer than the one held: the newest of them."""
+        kept = self._versions[model]
+
+        def found() -> int:
+            return max((v for v in kept if v % every == 0), default=0)
+
+        return Question([(f"weights of {model}", lambda: found() > held)], found)
+
     def offer(self, group: str, address: str) -> str:
         """Where rank 0 of a group meets the others."""
         self._addresses[group] = address

@@ -25,6 +25,7 @@ def check_weights(graph: Graph) -> Graph:
         _named_ports_fit,
         _syncs_fit,
         _bounds_hold,
+        _interruptions_fit,
     )
     raise_errors([d for rule in rules for d in rule(graph)])
     return graph
@@ -162,6 +163,26 @@ def _bounds_hold(graph: Graph) -> Iterator[Diagnostic]:
         elif bound > 0 and not node.models[0].served:
             yield from _uncorrected(
                 graph, node, f"samples may be {bound} iteration{'s' * (bound > 1)} old"
+            )
+
+
+def _interruptions_fit(graph: Graph) -> Iterator[Diagnostic]:
+    """Generation is interrupted where newer weights can come meanwhile."""
+    for node in graph.with_role(Role.SYNC):
+        interrupt, bound = node.option("interrupt"), node.option("max_staleness")
+        if not isinstance(interrupt, bool):
+            message = f"`interrupt` of `{node.name}` is {interrupt!r}; it is True or False"
+            yield Diagnostic("RG0104", message, node.at("interrupt"))
+        elif interrupt and node.models[0].served:
+            message = f"`{node.name}` delivers to a named port, which nobody samples with"
+            yield Diagnostic("RG0307", message, node.at("interrupt"))
+        elif interrupt and isinstance(bound, int) and bound < node.option("every"):
+            yield Diagnostic(
+                "RG0307",
+                f"no newer weights of `{node.model}` come while it generates",
+                node.at("interrupt"),
+                notes=(f"max_staleness={bound}: it waits for the newest that there can be",),
+                help=(f"max_staleness={node.option('every')}", "interrupt=False"),
             )
 
 

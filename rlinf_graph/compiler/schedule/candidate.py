@@ -84,11 +84,16 @@ def to_plan(candidate: Candidate, graph: Graph, cluster: Cluster) -> Plan:
         syncs={
             node.name: SyncPlan(
                 method=_method(graph, candidate.placement, model, served),
-                staleness=0 if served else min(candidate.staleness, _allowed(graph, model)),
+                staleness=(lag := _lag(candidate, graph, model, served)),
+                interrupt=lag > 0 and node.option("interrupt"),
             )
             for (model, served), node in graph.deliveries().items()
         },
     )
+
+
+def _lag(candidate: Candidate, graph: Graph, model: str, served: str) -> int:
+    return 0 if served else min(candidate.staleness, _allowed(graph, model))
 
 
 def divided(graph: Graph, region: Node, groups: int) -> int:

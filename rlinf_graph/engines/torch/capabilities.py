@@ -17,4 +17,5 @@ CAPABILITIES = Capabilities(
     kinds={"gpu": _HERE, "cpu": _HERE},
     keyed=True,
     small=True,
+    interrupts=True,
 )

@@ -6,6 +6,7 @@ seen by its own prompt, and a bias keeps it from the tokens that follow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +48,16 @@ class Responses:
         late = torch.where(finished, lengths, self.tokens.shape[1] + 1)
         kept = late.argsort(dim=1, stable=True)[:, : sampling.keep].sort(dim=1).values
         starts = torch.arange(len(kept), device=kept.device)[:, None] * samples
-        rows = (starts + kept).flatten()
-        return Responses(
-            self.tokens[rows], self.logprobs[rows], self.lengths[rows], self.finished[rows]
-        )
+        return self.of((starts + kept).flatten())
+
+    def of(self, rows: Tensor) -> Responses:
+        """Copies of some."""
+        return Responses(*(part[rows] for part in vars(self).values()))
+
+    def put(self, rows: Tensor, made: Responses) -> None:
+        """Replace those of `rows`."""
+        for name, part in vars(made).items():
+            getattr(self, name)[rows] = part
 
     def complete(self, sampling: Sampling) -> Tensor:
         """bool `(b,)`: as many responses to its prompt have finished as are kept."""
@@ -124,6 +131,9 @@ def answer(
     sampling: Sampling,
     stream: int,
     index: Tensor,
+    *,
+    begun: Responses | None = None,
+    cut: Callable[[], bool] = lambda: False,
 ) -> Responses:
     """Answer each prompt `samples` times.
 
@@ -134,10 +144,14 @@ def answer(
         sampling: how.
         stream: of the node and the iteration.
         index: int64 `(n * samples,)`, of the samples, those of a prompt together.
+        begun: responses of one length to go on with, which are changed; then prompts are all that
+            is read before, these included, and `samples` is 1.
+        cut: asked before each token whether to end here.
     """
     noise = TokenNoise(stream, sampling.max_tokens)
     with torch.inference_mode():
-        made = _answer(model, text, prompts, sampling, noise, index)
+        made = begun or _room(len(index), sampling.max_tokens, model)
+        _answer(model, text, prompts, sampling, noise, index, made, cut)
     return Responses(*(part.clone() for part in vars(made).values()))  # clones can be trained on
 
 
@@ -148,13 +162,17 @@ def _answer(
     sampling: Sampling,
     noise: TokenNoise,
     index: Tensor,
-) -> Responses:
-    made = _room(len(index), sampling.max_tokens, model)
-    if not len(index):
-        return made
+    made: Responses,
+    cut: Callable[[], bool],
+) -> None:
+    """Go on with `made`."""
+    if not len(index) or cut():
+        return
     ends = index.new_tensor(text.ends)
     live = _read_prompts(model, *prompts, sampling, index)
-    for step in range(sampling.max_tokens):
+    for step in range(int(made.lengths[0]), sampling.max_tokens):
+        if cut():
+            break
         drawn, logprobs = draw(live.logits, sampling, noise, live.index, step)
         made.tokens[live.rows, step] = drawn
         made.logprobs[live.rows, step] = logprobs
@@ -172,7 +190,6 @@ def _answer(
         if count <= len(live.rows) // 2:
             drawn = drawn[live.drop_ended()]
         live.read(model, drawn)
-    return made
 
 
 def _room(count: int, size: int, model: PreTrainedModel) -> Responses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -17,6 +18,7 @@ from rlinf_graph.engines.torch.generation import generate
 from rlinf_graph.engines.torch.heads import Scalar
 from rlinf_graph.engines.torch.loading import load
 from rlinf_graph.engines.torch.network import Network, is_small
+from rlinf_graph.engines.torch.resumption import resume
 from rlinf_graph.engines.torch.text import Text
 from rlinf_graph.engines.torch.training import Training
 from rlinf_graph.ir.batches import (
@@ -74,6 +76,7 @@ class TorchEngine:
         self.model = loaded.requires_grad_(trainable)
         self._training: Training | None = None
         self._noise = acting.Noise()
+        self._cut = threading.Event()
         self.load()
         if trainable:
             self._training = Training(self.model, model.name)
@@ -85,7 +88,9 @@ class TorchEngine:
             CompileError: RG0503, for another head than `lm` and for prompts that the tokenizer
                 cannot read.
         """
-        return generate(self._language_model(), self._reader, prompts, sampling, key, version)
+        self._cut.clear()
+        model, cut = self._language_model(), self._cut.is_set
+        return generate(model, self._reader, prompts, sampling, key, version, cut)
 
     def stream(
         self, prompts: Prompts, sampling: Sampling, key: Key, version: int
@@ -94,15 +99,18 @@ class TorchEngine:
         yield self.generate(prompts, sampling, key, version)
 
     def abort(self) -> None:
-        """Nothing: a batch is decoded to its end."""
+        """End what another thread generates, before its next token."""
+        self._cut.set()
 
-    def resume(self, rollouts: Rollouts, sampling: Sampling, key: Key, version: int) -> Rollouts:  # noqa: ARG002  of the protocol
-        """Refuse: nothing was cut.
+    def resume(self, rollouts: Rollouts, sampling: Sampling, key: Key, version: int) -> Rollouts:
+        """Go on with responses that `abort` cut.
 
         Raises:
-            CompileError: RG0503.
+            CompileError: RG0503, for another head than `lm`.
         """
-        raise fail("RG0503", "the torch engine resumes no responses: it decodes them to their end")
+        self._cut.clear()
+        model, cut = self._language_model(), self._cut.is_set
+        return resume(model, self._reader, rollouts, sampling, key, version, cut)
 
     def act(self, observations: Observations, key: Key, version: int, *, greedy: bool) -> Actions:
         """Choose an action in each environment with keyed noise, or without any if greedy.

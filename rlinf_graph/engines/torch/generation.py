@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,8 +26,9 @@ def generate(
     sampling: Sampling,
     key: Key,
     version: int,
+    cut: Callable[[], bool],
 ) -> Rollouts:
-    """Answer prompts; see `Engine.generate`.
+    """Answer prompts; see `Engine.generate`. `cut` is asked before each token whether to end.
 
     Raises:
         CompileError: RG0503, for a prompt that the tokenizer cannot read.
@@ -47,6 +51,7 @@ def generate(
             sampling,
             key_stream(key),
             drawn.to(model.device),
+            cut=cut,
         )
         made, index = made.first(sampling), _sample_index(told, sampling.returned)
         parts.append(_rollouts(text, told, (matrix, lengths[rows]), made, index, version))
@@ -74,27 +79,45 @@ def _rollouts(
     version: int,
 ) -> Rollouts:
     """Pack prompts and responses, on the device that the prompts came from."""
-    home = prompts.index.device
     samples = len(index) // max(1, len(prompts))
     matrix, lengths = (part.repeat_interleave(samples, dim=0) for part in asked)
+    told = Rollouts(
+        index=index,
+        group=prompts.index.repeat_interleave(samples),
+        prompt_lengths=lengths,
+        temperature=torch.ones(len(index), dtype=torch.float64),
+        prompts=[prompt for prompt in prompts.prompts for _ in range(samples)],
+        columns=[columns for columns in prompts.columns for _ in range(samples)],
+        **said(text, (matrix, lengths), made, torch.full_like(made.tokens, version)),
+    )
+    return packed.to(told, prompts.index.device)
+
+
+def said(
+    text: Text, asked: tuple[Tensor, Tensor], made: Responses, versions: Tensor
+) -> dict[str, Any]:
+    """The fields of `Rollouts` that tell what was said, on the CPU.
+
+    Args:
+        text: reads tokens.
+        asked: prompts, int64 `(n, t)`, padded on the right, and their lengths, `(n,)`.
+        made: the responses.
+        versions: int64, like their tokens: of the weights that chose each.
+    """
+    matrix, lengths = (part.cpu() for part in asked)
     answered = within(made.lengths.cpu())
     width = answered.shape[1]
     responses, logprobs = made.tokens[:, :width].cpu(), made.logprobs[:, :width].cpu()
     inside = torch.cat([within(lengths, matrix.shape[1]), answered], dim=1)
     own = torch.cat([torch.zeros_like(matrix, dtype=torch.bool), answered], dim=1)[inside]
     rows = zip(responses.tolist(), made.lengths.tolist(), strict=True)
-    return Rollouts(
-        index=index,
-        group=prompts.index.repeat_interleave(samples),
-        lengths=inside.sum(dim=1).to(home),
-        tokens=torch.cat([matrix, responses], dim=1)[inside].to(home),
-        mask=own.to(home),
-        logprobs=padded(logprobs[answered], own).to(home),
-        versions=torch.where(own, version, -1).to(home),
-        prompt_lengths=lengths.to(home),
-        finished=made.finished.to(home),
-        temperature=torch.ones(len(index), dtype=torch.float64, device=home),
-        prompts=[prompt for prompt in prompts.prompts for _ in range(samples)],
-        responses=text.decode([tokens[:length] for tokens, length in rows]),
-        columns=[columns for columns in prompts.columns for _ in range(samples)],
-    )
+    unsaid = versions.new_full(own.shape, -1, device="cpu")
+    return {
+        "lengths": inside.sum(dim=1),
+        "tokens": torch.cat([matrix, responses], dim=1)[inside],
+        "mask": own,
+        "logprobs": padded(logprobs[answered], own),
+        "versions": unsaid.masked_scatter(own, versions[:, :width].cpu()[answered]),
+        "finished": made.finished.cpu(),
+        "responses": text.decode([tokens[:length] for tokens, length in rows]),
+    }
