@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.constants import STEP_SECONDS
+from rlinf_graph.compiler.cost.interruption import again_seconds
 from rlinf_graph.compiler.cost.sync import Method
 from rlinf_graph.compiler.lower import cadence, is_host
 from rlinf_graph.ir.cluster import Cluster
@@ -101,8 +102,9 @@ class SimulatedMachine:
                 return self.costs.node(node, devices, settings).load_s / every
             case Offload():
                 return self.costs.node(node, devices, settings).offload_s / every
-            case Await(model=model, method=method, every=deliveries):
-                return self.sync_seconds(group, model, method) / deliveries
+            case Await(model=model, method=method, every=deliveries, interrupt=interrupt):
+                more = again_seconds(self.costs, node, devices, settings) if interrupt else 0.0
+                return (self.sync_seconds(group, model, method) + more) / deliveries
             case _:
                 return 0.0
 

@@ -82,7 +82,8 @@ class Generate:
     """Sample `samples` responses to prompts of `prompt_tokens`, `group` of them to each prompt.
 
     With `finish` below 1, sampling stops when that share of a batch has ended; the others are
-    carried over and go on in the next iteration, where their tokens so far are read again.
+    carried over and go on in the next iteration, where their tokens so far are read again. `cuts`
+    is how often new weights come while a chunk is sampled: all that is under way is read again.
     """
 
     samples: int
@@ -91,6 +92,7 @@ class Generate:
     group: int = 1
     speculative: Speculative | None = None
     finish: float = 1.0
+    cuts: float = 0.0
 
 
 @dataclass(frozen=True)

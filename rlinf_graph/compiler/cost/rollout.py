@@ -261,10 +261,13 @@ class Rollout:
         return min(room, self.prompts * prompt / waves)
 
     def _unread(self, batch: float, waves: float, times: float = 1.0) -> float:
-        """Tokens to read: all prompts, and what those had that were carried over into the last
-        batch, or into each of `times` batches."""
+        """Tokens to read: all prompts; what those had that were carried over into the last batch,
+        or into each of `times` batches; and what those have that are under way when weights come,
+        at a random step of their lives."""
         cut, left = self._cut(waves)
-        return self.prompts * self.work.prompt_tokens + left * batch * times * self._context(cut)
+        again = left * times * self._context(cut)
+        again += self.work.cuts * self._context(self.residual)
+        return self.prompts * self.work.prompt_tokens + batch * again
 
     def _cut(self, waves: float) -> tuple[float, float]:
         """At which length the last of `waves` equal batches stops, and what share of it is left."""

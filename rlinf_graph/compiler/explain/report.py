@@ -134,7 +134,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Feedback:
-    """Weights on their way to the next iteration: row numbers."""
+    """Weights on their way to the next iteration: row numbers.
+
+    Where they are taken in the middle of generation, `again_s` are the seconds in which all targets
+    read again what they have said so far.
+    """
 
     source: int
     targets: tuple[int, ...]
@@ -142,6 +146,7 @@ class Feedback:
     staleness: int
     limit: int
     every: int
+    again_s: float | None = None
 
 
 @dataclass(frozen=True)

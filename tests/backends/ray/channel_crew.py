@@ -27,11 +27,14 @@ KNOWN_S = 10
 """Seconds within which everybody knows of a death."""
 
 
-def until(holds: Callable[[], Any], told: Callable[[], Any]) -> None:
-    """Wait for something that has to come."""
+def until(
+    holds: Callable[[], Any], told: Callable[[], Any], tidy: Callable[[], Any] = lambda: None
+) -> None:
+    """Wait for something that has to come; `tidy` between two looks."""
     deadline = time.monotonic() + HANG_S
     while not holds():
         assert time.monotonic() < deadline, f"not within {HANG_S} seconds: {told()}"
+        tidy()
         time.sleep(0.01)  # between looks, not instead of one
 
 
@@ -198,6 +201,14 @@ class Scene:
         every = [text for one in [*told, mine] for text in one]
         self._faults += [f"a probe: {text}" for text in every if not self._culprit.search(text)]
 
+    def _tidy(self) -> None:
+        """Collect the garbage of all that live. An error that ended an awaited call is in a cycle
+        with its task and the frames that hold the channel, and Ray's thread may still have it in
+        hand when the process collects at the end of its part."""
+        dead = self._scenario.victim if self._scenario.ending == "departed" else None
+        living = [handle for place, handle in enumerate(self._handles) if place != dead]
+        ray.get([handle.tidy.remote() for handle in living], timeout=HANG_S)
+
     def _is_over(self) -> None:
         """The stream has ended, everything is counted, and only this process uses the channel."""
         channel = self._channel
@@ -208,7 +219,7 @@ class Scene:
         self._faults += [f"no end: {text}" for text in ends if "EndOfStream" not in text]
         if "Closed" not in (text := raised(lambda: late(channel))):
             self._faults.append(f"a late put: {text}")
-        until(lambda: len(channel.statistics().peers) == 1, channel.statistics)
+        until(lambda: len(channel.statistics().peers) == 1, channel.statistics, self._tidy)
         puts = [e.key for es in self._log.values() for e in es if e.what == "put"]
         for key in self._scenario.keys:
             lane, count = channel.statistics().keys[KEYS[key]], puts.count(key)

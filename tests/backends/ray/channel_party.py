@@ -346,6 +346,10 @@ class Process:
         collect()
         return logs
 
+    def tidy(self) -> None:
+        """Collect all garbage."""
+        collect()
+
     def probe(self, channel: Channel) -> list[str]:
         """What the channel raises at this process now, at a consumer and at a producer."""
         told = [raised(lambda: channel.get(timeout=10)), raised(lambda: late(channel))]

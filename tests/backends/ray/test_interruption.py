@@ -89,9 +89,7 @@ class Stage:
         self.taken: list[int] = []
         self.aborts, self.late = 0, False
         self.metrics = Metrics()
-        self.interrupted = Interrupted(
-            cast("Engine", self.engine), AWAITED, self.news, self._adopt
-        )
+        self.interrupted = Interrupted(cast("Engine", self.engine), AWAITED, self.news, self._adopt)
 
     def made(self, folder: Path, seed: int) -> TorchEngine:
         model = ModelDef("policy", str(folder), "lm", "float64", "random")

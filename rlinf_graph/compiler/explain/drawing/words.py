@@ -81,7 +81,8 @@ def delivery(graph: Graph, sync: Node) -> list[str]:
         decay = sync.models[0].decay
         return [f"decay {decay:g}" if decay else "taken over", *([rarely] if rarely else [])]
     late = "staleness unbounded" if bound is None else f"staleness ≤ {bound}"
-    return [late, *([rarely] if rarely else [])]
+    midway = ["interrupts"] if sync.option("interrupt") else []
+    return [late, *([rarely] if rarely else []), *midway]
 
 
 def parameters(graph: Graph) -> str:
