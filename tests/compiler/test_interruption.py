@@ -33,11 +33,15 @@ def grpo(
 
 
 @rl.pipeline
-def fine_tuning() -> None:
-    examples = rl.examples("openai/gsm8k", batch=96)
-    weights = rl.train(policy, examples, loss=rl.SupervisedLoss())
+def dialogs() -> None:
+    def turn(dialogs: rl.Dialogs) -> rl.Dialogs:
+        return rl.reply(policy, dialogs, max_tokens=64, lengths=32)
+
+    start = rl.open_dialogs(rl.dataset("openai/gsm8k", batch=32), samples=4)
+    spoken = rl.unroll(turn, start=start, length=2)
+    advantages = rl.group_advantages(rl.verify(spoken, lambda answer, truth: 1.0))
+    weights = rl.train(policy, spoken, advantages)
     rl.sync(weights, into=policy, max_staleness=1, interrupt=True)
-    rl.evaluate(policy, rl.dataset("openai/gsm8k", split="test"), lambda answer, truth: 1.0)
 
 
 def planned(**parameters: object) -> Compiled:
@@ -131,20 +135,11 @@ def test_an_engine_has_to_go_on_with_what_was_cut(monkeypatch: pytest.MonkeyPatc
 
 
 def test_something_has_to_generate() -> None:
-    plan = apart(staleness=1, interrupt=True)
-    first, second = plan.leaves()
-    evaluating = Leaf(node="evaluate policy", devices=first.devices)
-    plan = plan.model_copy(
-        update={
-            "placement": Split(parts=(evaluating, second)),
-            "nodes": {
-                "evaluate policy": plan.nodes["rollout policy"],
-                "train policy": plan.nodes["train policy"],
-            },
-        }
-    )
+    ready = compile_pipeline(dialogs, "8xH100", pins={"reply": "0-3", "train": "4-7"})
+    syncs = {"sync policy": SyncPlan(method="broadcast", staleness=1, interrupt=True)}
+    plan = ready.plan.model_copy(update={"syncs": syncs})
     with pytest.raises(CompileError) as caught:
-        accept_plan(fine_tuning.build(), load_cluster("8xH100"), plan)
+        compile_pipeline(dialogs, "8xH100", plan=plan)
     (found,) = caught.value.diagnostics
     assert found.code == "RG0307"
     assert "nothing that `sync policy` delivers to can be interrupted" in found.message

@@ -65,15 +65,6 @@ CASES = {
         "True",
         {"into=policy": "into=policy, interrupt=True"},
     ),
-    "interrupted with few kept": (
-        "RG0307",
-        "4",
-        {
-            "samples=samples)": "samples=samples, max_tokens=8192, keep=4)",
-            "into=policy": "into=policy, max_staleness=1, interrupt=True",
-            "@rl.pipeline": '@rl.pipeline(pins={"rollout": "0-3", "train": "4-7"})',
-        },
-    ),
     "stale without behaviour": (
         "RG0303",
         'rl.GRPOLoss(old="current")',
