@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayError
@@ -42,9 +43,12 @@ class News:
         self._held = 0
         threading.Thread(target=self._listen, daemon=True, name="news").start()
 
-    def cut(self, engine: Engine, held: int, generate: Callable[[], Rollouts]) -> Rollouts:
-        """What an engine generates with a version, as far as it is when a newer one comes."""
+    def cut(self, engine: Engine, held: int, generate: Callable[[], Rollouts]) -> Rollouts | None:
+        """What an engine generates with a version, as far as it is when a newer one comes; None,
+        and nothing is done, where that has come already."""
         with self._changed:
+            if self.newest > held:
+                return None
             self._generating, self._held = engine, held
         try:
             return generate()
@@ -93,19 +97,20 @@ class Interrupted:
         """As the engine does; newer weights are taken before and meanwhile, which marks the tokens
         that follow. Emits how often it went on."""
         engine, times = self._engine, 0
-        held = self._newest(version)
-        made = self._news.cut(
-            engine, held, lambda: engine.generate(prompts, sampling, key, held)
-        )  # fmt: skip
+        made, held = self._drawn(version, partial(engine.generate, prompts, sampling, key))
         while self._news.newest > held and _is_cut(made, sampling):
-            held, times = self._newest(held), times + 1
-            made = self._resumed(made, sampling, key, held)
+            made, held = self._drawn(held, partial(engine.resume, made, sampling, key))
+            times += 1
         metric("rollout/interruptions", float(times), reduce="sum")
         return made
 
-    def _resumed(self, made: Rollouts, sampling: Sampling, key: Key, held: int) -> Rollouts:
-        engine = self._engine
-        return self._news.cut(engine, held, lambda: engine.resume(made, sampling, key, held))
+    def _drawn(self, held: int, draw: Callable[[int], Rollouts]) -> tuple[Rollouts, int]:
+        """What is drawn with the newest version that is there when it begins; and which that is."""
+        while True:
+            held = self._newest(held)
+            made = self._news.cut(self._engine, held, partial(draw, held))
+            if made is not None:
+                return made, held
 
     def _newest(self, held: int) -> int:
         newest = self._news.newest

@@ -183,6 +183,24 @@ def test_what_has_come_before_is_taken_first(stage: Stage) -> None:
     assert stage.taken == [2]
 
 
+def test_what_comes_while_weights_are_taken_over(stage: Stage) -> None:
+    """Taking over is slow: the next version is there before generation has begun."""
+    adopt = stage.interrupted._adopt
+
+    def slow(awaited: Await, version: int) -> None:
+        adopt(awaited, version)
+        if version == 2:
+            stage.line.publish(4, "weights")
+            assert until(lambda: stage.news.newest == 4)
+
+    stage.interrupted._adopt = slow
+    stage.line.publish(2, "weights")
+    assert until(lambda: stage.news.newest == 2)
+    made = stage.generate()
+    assert stage.taken == [2, 4]
+    assert sorted(made.versions.unique().tolist()) == [-1, 4]
+
+
 def test_nothing_is_taken_when_all_has_been_said(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
