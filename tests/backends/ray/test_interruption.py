@@ -13,11 +13,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import run as on_ray
-from rlinf_graph.backends.ray.desk import Desk
 from rlinf_graph.backends.ray.interruption import Interrupted, News
-from rlinf_graph.backends.ray.post import Lost
 from rlinf_graph.backends.ray.run import Seat
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.api import compile_pipeline
@@ -26,12 +23,12 @@ from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.engines.torch.engine import TorchEngine
 from rlinf_graph.ir.batches import Prompts, Rollouts
 from rlinf_graph.ir.cluster import Cluster
-from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
 from rlinf_graph.ir.graph import ModelDef
-from rlinf_graph.ir.program import Await, Program
+from rlinf_graph.ir.program import Await
 from rlinf_graph.nodes.engine import Engine, Key, Sampling
 from rlinf_graph.nodes.execution import Execution, executing
 from rlinf_graph.nodes.metric import Metrics
+from tests.backends.ray.nearer import Nearer, until
 
 ROOT = Path(__file__).parents[3]
 KEY = Key(0, "rollout policy", 5)
@@ -40,42 +37,6 @@ AWAITED = Await("policy", "rollout policy", 1, "broadcast", every=2, interrupt=T
 Cores = Callable[..., Cluster]
 
 pytestmark = pytest.mark.timeout(180)
-
-
-class Nearer:
-    """A line to a desk in this process."""
-
-    def __init__(self) -> None:
-        kept = Kept(3, {"policy": frozenset({1, 2})})
-        self.desk = Desk(Program("p", (), ()), (), kept)
-        self._asked, self._answer = threading.Condition(), list[Any]()
-        self._open = True
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        with self._asked:
-            self._answer = []
-            self.desk.ask(("news", 0), (method, arguments), self._answer.append)
-            self._asked.wait_for(lambda: bool(self._answer) or not self._open)
-        if not self._open:
-            raise Lost("hung up")
-        if isinstance(self._answer[0], CompileError):
-            raise self._answer[0]
-        return self._answer[0]
-
-    def fail(self) -> None:
-        with self._asked:
-            self.desk.fail((Diagnostic("RG0607", "the trainer failed"),))
-            self._asked.notify_all()
-
-    def publish(self, version: int, weights: Any) -> None:
-        with self._asked:
-            self.desk.tell("publish", ("policy", version, weights))
-            self._asked.notify_all()
-
-    def hang_up(self) -> None:
-        with self._asked:
-            self._open = False
-            self._asked.notify_all()
 
 
 class Stage:
@@ -131,15 +92,6 @@ class Stage:
         prompts = Prompts(index=index, group=index, prompts=list(texts), columns=[{}] * len(texts))
         with executing(Execution(metrics=self.metrics)):
             return self.interrupted.generate(prompts, SAMPLING, KEY, version)
-
-
-def until(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    done = threading.Event()
-    for _ in range(int(seconds / 0.005)):
-        if holds():
-            return True
-        done.wait(0.005)
-    return False
 
 
 def nobody_listens() -> bool:

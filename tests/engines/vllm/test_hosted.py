@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
+from rlinf_graph.backends.ray.interruption import Interrupted, News
 from rlinf_graph.ir import packed
+from rlinf_graph.ir.batches import Rollouts
 from rlinf_graph.ir.cluster_file import load_cluster
 from rlinf_graph.ir.diagnostic import CompileError
 from rlinf_graph.ir.graph import ModelDef
 from rlinf_graph.ir.plan import NodePlan, Parallel
-from rlinf_graph.nodes.engine import Sampling
+from rlinf_graph.ir.program import Await
+from rlinf_graph.nodes.engine import Engine, Sampling
+from rlinf_graph.nodes.execution import Execution, executing
+from rlinf_graph.nodes.metric import Metrics
+from tests.backends.ray.nearer import Nearer
 from tests.engines.vllm.conftest import (
     KEY,
     MISSING,
@@ -26,6 +34,7 @@ from tests.engines.vllm.conftest import (
     said,
     write_weights,
 )
+from tests.engines.vllm.test_interruption import mixed_difference
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
 CLOSE = 1e-4
@@ -123,6 +132,36 @@ def test_a_stream_that_is_aborted_and_gone_on_with(
     for before, after in zip(said(parts), said(made), strict=True):
         assert torch.equal(after[: len(before)], before)
     assert {0, 1} <= set(made.versions.tolist())
+    proxy.update_weights(read_model(folder).named_parameters(), 2)
+
+
+def test_generation_that_takes_weights_on_its_way(
+    proxy, ask: Ask, folder: Path, path: Path
+) -> None:
+    """They are published when it begins, maybe before its first token: it is asked until it stops."""
+    new, line, metrics = write_weights(path, seed=1), Nearer(), Metrics()
+    news = News(cast("Any", line), Await("policy", "rollout", 1, "broadcast", interrupt=True))
+
+    class Publishing:
+        def generate(self, *given: Any) -> Rollouts:
+            threading.Timer(0.1, line.publish, (1, "weights")).start()
+            return proxy.generate(*given)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(proxy, name)
+
+    def adopt(_awaited: Await, version: int) -> None:
+        proxy.update_weights(new.named_parameters(), version)
+
+    interrupted = Interrupted(cast("Engine", Publishing()), news._awaited, news, adopt)
+    long = Sampling(samples=8, max_tokens=60)
+    with executing(Execution(metrics=metrics)):
+        made = interrupted.generate(ask(*TEXTS), long, KEY, 0)
+    news.close()
+    assert metrics.values()["rollout/interruptions"] == 1
+    assert {-1, 1} <= set(made.versions.tolist()) <= {-1, 0, 1}
+    assert (made.finished | (made.response_lengths == 60)).all()
+    assert mixed_difference({0: read_model(folder), 1: new}, made) < CLOSE
     proxy.update_weights(read_model(folder).named_parameters(), 2)
 
 
