@@ -138,7 +138,7 @@ def test_a_stream_that_is_aborted_and_gone_on_with(
 def test_generation_that_takes_weights_on_its_way(
     proxy, ask: Ask, folder: Path, path: Path
 ) -> None:
-    """They are published when it begins, maybe before its first token: it is asked until it stops."""
+    """They come when it begins, maybe before its first token: it is asked until it stops."""
     new, line, metrics = write_weights(path, seed=1), Nearer(), Metrics()
     news = News(cast("Any", line), Await("policy", "rollout", 1, "broadcast", interrupt=True))
 
