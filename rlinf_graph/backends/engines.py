@@ -158,12 +158,14 @@ class Engines:
     ) -> list[int]:
         """The versions that a reader has yet to take over, in order.
 
-        One that averages takes every delivered version; one that holds a newer version already,
-        taken while it generated, takes none. `first` is what it was loaded with.
+        One that averages takes every delivered version. One that may take newer ones while it
+        generates takes none where it has; others on its engine take the version that is due back.
+        `first` is what it was loaded with.
         """
-        version = awaited.version(iteration)
+        version = max(first, awaited.version(iteration))
         held = [self._held[instance] for instance in self._readers(group, rank, awaited)]
-        if version <= first or all(each >= version for each in held):
+        newer = awaited.interrupt and all(each > version for each in held)
+        if newer or all(each == version for each in held) or max(held) <= first == version:
             return []
         if not awaited.decay:
             return [version]

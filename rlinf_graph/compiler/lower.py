@@ -83,6 +83,14 @@ def takes_midway(node: Node) -> bool:
     return isinstance(node.work, Generate) and node.role is Role.COMPUTE and not node.region
 
 
+def interrupted(graph: Graph, plan: Plan, node: Node) -> bool:
+    """Whether new weights cut what a node generates."""
+    ports = {use.delivered for use in node.models}
+    syncs = (sync for port, sync in graph.deliveries().items() if port in ports)
+    cuts = any(plan.syncs.get(sync.name, SyncPlan()).interrupt for sync in syncs)
+    return cuts and takes_midway(node)
+
+
 def host_chunks(graph: Graph, plan: Plan, node: Node) -> int:
     """The parts in which a host node takes its stream: as its producers emit it."""
     if node.unit is Unit.BATCH or node.role in (Role.SOURCE, Role.REGION):

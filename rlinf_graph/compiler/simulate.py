@@ -12,7 +12,7 @@ from rlinf_graph.compiler.cost import CostModel
 from rlinf_graph.compiler.cost.constants import STEP_SECONDS
 from rlinf_graph.compiler.cost.interruption import again_seconds
 from rlinf_graph.compiler.cost.sync import Method
-from rlinf_graph.compiler.lower import cadence, is_host
+from rlinf_graph.compiler.lower import cadence, interrupted, is_host
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.interpreter import Interpreter
@@ -92,7 +92,8 @@ class SimulatedMachine:
         settings, devices = self.plan.settings(node.name), self.plan.devices(node.name)
         match instruction:
             case Run():
-                return self.costs.node(node, devices, settings).seconds / runs / every
+                seconds = self.costs.node(node, devices, settings).seconds
+                return (seconds + self._again_s(node)) / runs / every
             case Accumulate(samples=samples):
                 each = self.costs.accumulate_seconds(node, devices, settings, samples)
                 return each * self.merged.get(node.name, 1)
@@ -102,11 +103,17 @@ class SimulatedMachine:
                 return self.costs.node(node, devices, settings).load_s / every
             case Offload():
                 return self.costs.node(node, devices, settings).offload_s / every
-            case Await(model=model, method=method, every=deliveries, interrupt=interrupt):
-                more = again_seconds(self.costs, node, devices, settings) if interrupt else 0.0
-                return (self.sync_seconds(group, model, method) + more) / deliveries
+            case Await(model=model, method=method, every=deliveries):
+                return self.sync_seconds(group, model, method) / deliveries
             case _:
                 return 0.0
+
+    def _again_s(self, node: Node) -> float:
+        """To read again what a node has said, for weights that cut it."""
+        if not interrupted(self.graph, self.plan, node):
+            return 0.0
+        settings, devices = self.plan.settings(node.name), self.plan.devices(node.name)
+        return again_seconds(self.costs, self.graph, node, devices, settings)
 
     def _more_s(self, node: Node, group: WorkerGroup, runs: int) -> float:
         """What more chunks than one in each step of a loop cost a host node."""

@@ -8,7 +8,7 @@ et al. 2025 (AReaL), "interruptible rollout workers".
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -93,11 +93,17 @@ class Interrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    def stream(
+        self, prompts: Prompts, sampling: Sampling, key: Key, version: int
+    ) -> Iterator[Rollouts]:
+        """As the engine does, with the weights that it has; nothing is taken meanwhile."""
+        return self._engine.stream(prompts, sampling, key, max(version, self._engine.version))
+
     def generate(self, prompts: Prompts, sampling: Sampling, key: Key, version: int) -> Rollouts:
         """As the engine does; newer weights are taken before and meanwhile, which marks the tokens
         that follow. Emits how often it went on."""
-        engine, times = self._engine, 0
-        made, held = self._drawn(version, partial(engine.generate, prompts, sampling, key))
+        engine, times, held = self._engine, 0, max(version, self._engine.version)
+        made, held = self._drawn(held, partial(engine.generate, prompts, sampling, key))
         while self._news.newest > held and _is_cut(made, sampling):
             made, held = self._drawn(held, partial(engine.resume, made, sampling, key))
             times += 1

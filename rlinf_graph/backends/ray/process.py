@@ -103,6 +103,7 @@ class RankProcess:
             CompileError: the cause, when another rank has failed.
         """
         self._listen()
+        self._publish_first(iterations.start)
         try:
             for iteration in iterations:
                 self._metrics, self._seen = Metrics(), Sightings()
@@ -121,10 +122,20 @@ class RankProcess:
         engines = self._engines.of(self._group, self._number)
         for awaited in every_instruction(self._group.body):
             if isinstance(awaited, Await) and awaited.interrupt and awaited not in self._news:
-                news = self._news[awaited] = News(self._line.beside("news"), awaited)
+                news = self._news[awaited] = News(
+                    self._line.beside(f"news {awaited.model} {awaited.served}"), awaited
+                )
                 for param in self._engines.takers(self._group, awaited):
                     made = Interrupted(engines[param], awaited, news, self._adopt)
                     self._rank.instead[param] = cast("Engine", made)
+
+    def _publish_first(self, version: int) -> None:
+        """Who shares an engine with a node that is interrupted may want the first weights back."""
+        awaits = [i for group in self._job.program.groups for i in every_instruction(group.body)]
+        interrupted = {i.model for i in awaits if isinstance(i, Await) and i.interrupt}
+        for publish in every_instruction(self._group.body):
+            if isinstance(publish, Publish) and publish.model in interrupted:
+                self._publish(publish.model, version)
 
     def _prefetch(self, listed: list[tuple[Any, Position]]) -> None:
         """Fetch what comes straight from a data source, before the first work and any turn."""

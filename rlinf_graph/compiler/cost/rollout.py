@@ -10,7 +10,7 @@ read prompts along with the steps of what decodes (Agrawal et al. 2024, Sarathi-
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -175,6 +175,8 @@ class Rollout:
     def parts(self) -> Parts:
         """Seconds by cause of the chunk."""
         parts = self._refilled() if self.layout.traits.paged else self._batched()
+        if self.work.cuts:
+            parts[PREFILL] += self.work.cuts * self._again()
         if self.work.speculative:
             drafted = self.work.speculative.tokens * self.work.speculative.cost
             steps = sum(seconds for cause, seconds in parts.items() if cause != PREFILL)
@@ -261,13 +263,20 @@ class Rollout:
         return min(room, self.prompts * prompt / waves)
 
     def _unread(self, batch: float, waves: float, times: float = 1.0) -> float:
-        """Tokens to read: all prompts; what those had that were carried over into the last batch,
-        or into each of `times` batches; and what those have that are under way when weights come,
-        at a random step of their lives."""
+        """Tokens to read: all prompts, and what those had that were carried over into the last
+        batch, or into each of `times` batches."""
         cut, left = self._cut(waves)
-        again = left * times * self._context(cut)
-        again += self.work.cuts * self._context(self.residual)
-        return self.prompts * self.work.prompt_tokens + batch * again
+        return self.prompts * self.work.prompt_tokens + left * batch * times * self._context(cut)
+
+    def _again(self) -> float:
+        """Seconds to read, in calls of their own, what all have that are under way when weights
+        come: prompts, and responses as they are at a random step of their lives."""
+        shared = self.work.group if self.layout.traits.paged else 1
+        tokens = self.slots * (self.work.prompt_tokens / max(1, shared) + self.residual)
+        room = min(tokens, self.tokens or self.layout.traits.tokens)
+        steps = replace(self.steps, prompt=self._context(self.residual))
+        call = steps.seconds(Load(np.zeros(1), np.zeros(1), np.array([room])))
+        return tokens / room * float(call.total[0])
 
     def _cut(self, waves: float) -> tuple[float, float]:
         """At which length the last of `waves` equal batches stops, and what share of it is left."""

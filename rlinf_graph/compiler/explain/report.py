@@ -136,8 +136,8 @@ class Row:
 class Feedback:
     """Weights on their way to the next iteration: row numbers.
 
-    Where they are taken in the middle of generation, `again_s` are the seconds in which all targets
-    read again what they have said so far.
+    `interrupts` are those of `targets` that take them in the middle of generation, and `again_s`
+    the seconds of an iteration in which these read again what they have said.
     """
 
     source: int
@@ -146,7 +146,8 @@ class Feedback:
     staleness: int
     limit: int
     every: int
-    again_s: float | None = None
+    interrupts: tuple[int, ...] = ()
+    again_s: float = 0.0
 
 
 @dataclass(frozen=True)

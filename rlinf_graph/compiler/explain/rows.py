@@ -9,7 +9,7 @@ from rlinf_graph.compiler.cost.interruption import again_seconds
 from rlinf_graph.compiler.explain.report import Carried, Feedback, Memory, Row, Staleness, Times
 from rlinf_graph.compiler.explain.segment import Kind
 from rlinf_graph.compiler.explain.steady import KIND, Steady, total
-from rlinf_graph.compiler.lower import cadence, is_host, takes_midway
+from rlinf_graph.compiler.lower import cadence, interrupted, is_host
 from rlinf_graph.ir.graph import Graph, Node
 from rlinf_graph.ir.node_type import Port, Role, Unit
 from rlinf_graph.ir.plan import Plan, SyncPlan
@@ -33,21 +33,20 @@ def feedback(steady: Steady, rows: tuple[Row, ...]) -> tuple[Feedback, ...]:
         every = sync.option("every")
         lag = Staleness(served, every - 1, every - 1, every) if served else lags[model]
         source = numbers[sync_label(sync)]
-        again = _again_s(steady, sync, readers)
+        cut = [node for node in readers if interrupted(steady.graph, steady.plan, node)]
+        interrupts = tuple(sorted(numbers[node.name] for node in cut))
         made.append(
-            Feedback(source, targets, lag.model, lag.staleness, lag.limit, lag.every, again)
-        )
+            Feedback(
+                source, targets, lag.model, lag.staleness, lag.limit, lag.every, interrupts,
+                sum(_again_s(steady, node) for node in cut),
+            )
+        )  # fmt: skip
     return tuple(made)
 
 
-def _again_s(steady: Steady, sync: Node, readers: Sequence[Node]) -> float | None:
-    """Of nodes that weights interrupt, to read again what they have said; None where none is."""
-    plan = steady.plan
-    if not plan.syncs.get(sync.name, SyncPlan()).interrupt:
-        return None
-    midway = [node for node in readers if takes_midway(node)]
-    places = ((node, plan.devices(node.name), plan.settings(node.name)) for node in midway)
-    return sum(again_seconds(steady.costs, *place) for place in places)
+def _again_s(steady: Steady, node: Node) -> float:
+    devices, settings = steady.plan.devices(node.name), steady.plan.settings(node.name)
+    return again_seconds(steady.costs, steady.graph, node, devices, settings)
 
 
 def staleness_of(graph: Graph, plan: Plan) -> tuple[Staleness, ...]:

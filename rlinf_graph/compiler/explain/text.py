@@ -103,9 +103,10 @@ def _below_table(report: Report, words: Words, width: int) -> Iterator[str]:
         every = f", delivered every {edge.every}" if edge.every > 1 else ""
         late = f"staleness ≤ {edge.limit}{every}"
         yield f" feedback: {edge.source} ⇢ {to}   {edge.model}, {late}"
-        if edge.again_s is not None:
+        if edge.interrupts:
+            cut = ", ".join(map(str, edge.interrupts))
             again = f"{words.clock.text(edge.again_s)} to read again what was said"
-            yield f" {edge.source} interrupts {to} while it generates: {again}"
+            yield f" {edge.source} interrupts {cut} while it generates: {again}"
     for kept in report.carried:
         yield f" carried:  {kept.source} ⇢ {kept.target}   {kept.type}, to the next iteration"
     if text := engines_text(report):

@@ -170,19 +170,20 @@ def _interruptions_fit(graph: Graph) -> Iterator[Diagnostic]:
     """Generation is interrupted where newer weights can come meanwhile."""
     for node in graph.with_role(Role.SYNC):
         interrupt, bound = node.option("interrupt"), node.option("max_staleness")
+        every = node.option("every")
         if not isinstance(interrupt, bool):
             message = f"`interrupt` of `{node.name}` is {interrupt!r}; it is True or False"
             yield Diagnostic("RG0104", message, node.at("interrupt"))
         elif interrupt and node.models[0].served:
             message = f"`{node.name}` delivers to a named port, which nobody samples with"
             yield Diagnostic("RG0307", message, node.at("interrupt"))
-        elif interrupt and isinstance(bound, int) and bound < node.option("every"):
+        elif interrupt and isinstance(bound, int) and isinstance(every, int) and bound < every:
             yield Diagnostic(
                 "RG0307",
                 f"no newer weights of `{node.model}` come while it generates",
                 node.at("interrupt"),
                 notes=(f"max_staleness={bound}: it waits for the newest that there can be",),
-                help=(f"max_staleness={node.option('every')}", "interrupt=False"),
+                help=(f"max_staleness={every}", "interrupt=False"),
             )
 
 

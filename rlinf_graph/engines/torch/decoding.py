@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from rlinf_graph.engines.torch.forward import selected_logits, within
+from rlinf_graph.engines.torch.forward import PASS_TOKENS, selected_logits, within
 from rlinf_graph.engines.torch.noise import TokenNoise
 from rlinf_graph.engines.torch.sampling import draw, wide
 from rlinf_graph.engines.torch.text import Text
@@ -208,9 +208,7 @@ def _read_prompts(
     """Read each prompt once, and repeat what was read for its samples."""
     samples, width = sampling.samples, tokens.shape[1]
     inside = within(lengths)
-    last = torch.arange(width, device=tokens.device) == lengths[:, None] - 1
-    cache = DynamicCache(config=model.config)
-    logits = selected_logits(model, tokens, last, past_key_values=cache, use_cache=True)
+    logits, cache = _prefill(model, tokens, lengths)
     cache.batch_repeat_interleave(samples)
     bias = None
     if not bool(inside.all()):
@@ -228,6 +226,28 @@ def _read_prompts(
         cache=cache,
         logits=logits.repeat_interleave(samples, dim=0),
     )
+
+
+def _prefill(
+    model: PreTrainedModel, tokens: Tensor, lengths: Tensor
+) -> tuple[Tensor, DynamicCache]:
+    """Logits after the last token of each row, and keys and values of all; in passes of at most
+    `PASS_TOKENS`, but for models whose states are no keys and values."""
+    width = tokens.shape[1]
+    last = torch.arange(width, device=tokens.device) == lengths[:, None] - 1
+    rows = len(tokens) if model._is_stateful else max(1, PASS_TOKENS // width)
+    logits: list[Tensor] = []
+    caches: list[DynamicCache] = []
+    for part, chosen in zip(tokens.split(rows), last.split(rows), strict=True):
+        cache = DynamicCache(config=model.config)
+        logits.append(selected_logits(model, part, chosen, past_key_values=cache, use_cache=True))
+        caches.append(cache)
+    first, *others = caches
+    if others:
+        for layer, *more in zip(*(cache.layers for cache in caches), strict=True):
+            layer.keys = torch.cat([layer.keys, *(other.keys for other in more)])
+            layer.values = torch.cat([layer.values, *(other.values for other in more)])
+    return torch.cat(logits), first
 
 
 def _stopped(text: Text, responses: Tensor, stop: tuple[str, ...]) -> Tensor:

@@ -67,9 +67,11 @@ class Sampler:
                         self._engine.add_request(str(number), prompt, request)
             over = [a for a, request in zip(answers, requests, strict=True) if request is None]
             yield from self._told(groups, over)
-            while live and self._going:
+            going = True  # as it is inside a step: the same in all processes
+            while live and going:
                 with self._turns.step():
-                    over = self._step(live, sampling, groups) if self._going else []
+                    going = self._going
+                    over = self._step(live, sampling, groups) if going else []
                 yield from self._told(groups, over)
             yield from self._told(groups, list(live.values()))
         finally:

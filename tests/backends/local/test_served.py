@@ -162,6 +162,24 @@ def test_versions_that_a_rare_delivery_needs_are_kept_and_no_others(tmp_path: Pa
         assert len(held) <= 5
 
 
+def test_who_shares_an_engine_with_one_that_is_interrupted_takes_its_version_back(
+    tmp_path: Path,
+) -> None:
+    ready, _ = prepared("disaggregated", tmp_path, every=1)
+    group = ready.program.group("rollout policy")
+    engines = Engines(ready.graph, ready.plan, ready.cluster, [(group, 0)], seed=0, initial={})
+    interrupted = Await("policy", group.name, 1, "broadcast", interrupt=True)
+    other = replace(interrupted, interrupt=False)
+    first = {k: v.clone() for k, v in engines.of(group, 0)["policy"].weights().items()}
+    assert engines.due(group, 0, interrupted, 1) == engines.due(group, 0, other, 1) == []
+    engines.adopt(group, 0, interrupted, 1, [(name, value + 1) for name, value in first.items()])
+    assert engines.due(group, 0, interrupted, 1) == []
+    assert engines.due(group, 0, other, 1) == [0], "all replicas are to be at the same version"
+    engines.adopt(group, 0, other, 0, first.items())
+    assert worst(engines.of(group, 0)["policy"].weights(), first) == 0
+    assert engines.due(group, 0, interrupted, 2) == engines.due(group, 0, other, 2) == [1]
+
+
 def test_two_readers_that_share_an_engine_take_a_version_once(tmp_path: Path) -> None:
     ready, _ = prepared("disaggregated", tmp_path, every=1, decay=0.5)
     group = ready.program.group("logprobs reference")

@@ -186,6 +186,7 @@ def small_grpo(interrupt: bool = True, max_staleness: int = 1, keep: int | None 
     advantages = rl.group_advantages(rl.verify(rollouts, digits_right))
     weights = rl.train(policy, rollouts, advantages, optimizer=rl.AdamW(lr=1e-3))
     rl.sync(weights, into=policy, max_staleness=max_staleness, interrupt=interrupt)
+    rl.evaluate(policy, rl.dataset("{data}", batch=4), digits_right, max_tokens=8, every=1)
 """
 
 

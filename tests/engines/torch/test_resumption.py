@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlinf_graph.engines.torch import decoding
 from rlinf_graph.engines.torch.engine import TorchEngine
 from rlinf_graph.ir import packed
 from rlinf_graph.ir.batches import Prompts, Rollouts
@@ -55,6 +56,28 @@ def test_with_the_same_weights_nothing_is_lost_or_changed(
     assert part.tokens.numel() < whole.tokens.numel()
     assert part.index.tolist() == whole.index.tolist()
     same(engine.resume(part, SAMPLING, KEY, 3), whole)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gemma2"])
+def test_what_is_read_again_comes_in_passes(
+    make: Make, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    settings = {"sliding_window": 4} if model_type == "gemma2" else {}
+    engine = make(path=write_model(tmp_path / model_type, model_type, **settings))
+    whole = engine.generate(ask(*TEXTS), SAMPLING, KEY, 3)
+    part = cut_after(engine, monkeypatch, 5, lambda: engine.generate(ask(*TEXTS), SAMPLING, KEY, 3))
+    sizes: list[int] = []
+    forward = engine.model.forward
+
+    def measured(*args: Any, **options: Any) -> Any:
+        sizes.append(options["input_ids"].numel())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(decoding, "PASS_TOKENS", 32)
+    monkeypatch.setattr(engine.model, "forward", measured)
+    same(engine.resume(part, SAMPLING, KEY, 3), whole)
+    assert max(sizes) <= 32
+    assert len([size for size in sizes if size > len(part)]) > 1
 
 
 def test_cut_again_and_again(make: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
-"""Without vLLM: threads alone."""
+"""Threads alone, and what vLLM would draw."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -174,3 +175,61 @@ def test_what_comes_before_one_process_samples_comes_before_the_others_do() -> N
         replica.seen[1].append("new")
     ended(*threads)
     assert replica.seen == [["new", 0, 1], ["new", 0, 1]]
+
+
+class Drawing:
+    """What a sampler asks of vLLM: the first response ends with its first token, others never."""
+
+    def __init__(self) -> None:
+        room = SimpleNamespace(max_model_len=1000)
+        self.vllm_config = SimpleNamespace(model_config=room)
+        self.live: list[str] = []
+
+    def add_request(self, name: str, _prompt: Any, _params: Any) -> None:
+        self.live.append(name)
+
+    def abort_request(self, names: list[str]) -> None:
+        self.live = [name for name in self.live if name not in names]
+
+    def step(self) -> list[Any]:
+        made = [self._drawn(name) for name in self.live]
+        self.live = [name for name in self.live if name != "0"]
+        return made
+
+    def _drawn(self, name: str) -> Any:
+        said = SimpleNamespace(
+            token_ids=[5],
+            logprobs=SimpleNamespace(logprobs=[-1.0]),
+            finish_reason="stop" if name == "0" else None,
+        )
+        return SimpleNamespace(request_id=name, outputs=[said])
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(120)
+def test_an_abort_while_one_process_rests_ends_all_after_the_same_step() -> None:
+    pytest.importorskip("vllm")
+    from rlinf_graph.engines.vllm.answers import Answer
+    from rlinf_graph.engines.vllm.sampler import Sampler
+    from rlinf_graph.nodes.engine import Sampling
+
+    replica, text = Replica(2), cast("Any", SimpleNamespace(ends=[2]))
+    samplers = [Sampler(Drawing(), text, turns, lambda: None) for turns in replica.turns]
+    rested = threading.Event()
+
+    def sample(at: int) -> None:
+        answers = [Answer(0, number, [3], number) for number in range(2)]
+        for part in samplers[at].run(answers, Sampling(samples=2, max_tokens=900), 0):
+            replica.seen[at].append([len(answer.tokens) for answer in part])
+            if at == 0 and not rested.is_set():
+                ended(started(samplers[0].stop))
+                rested.set()
+
+    def late() -> None:
+        assert rested.wait(HANG_S)
+        while not replica._barrier.n_waiting and not replica.turns[1]._admitted:
+            threading.Event().wait(0.001)
+        samplers[1].stop()
+
+    ended(*[started(partial(sample, at)) for at in (0, 1)], started(late))
+    assert replica.seen == [[[1], [1]], [[1], [1]]]
