@@ -1,8 +1,8 @@
 """New weights in the middle of generation, where the plan says so.
 
-A thread of its own hears of each version that is published. What the rank generates is cut between
-two tokens, the weights are taken over, and generation goes on with what was said so far, as in Fu
-et al. 2025 (AReaL), "interruptible rollout workers".
+A thread of its own hears of each version that is published, and fetches it. What the rank generates
+is cut between two tokens, the weights are taken over, and generation goes on with what was said so
+far, as in Fu et al. 2025 (AReaL), "interruptible rollout workers".
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from rlinf_graph.backends.ray.line import Line
 from rlinf_graph.backends.ray.post import Lost
+from rlinf_graph.backends.ray.state import Buckets
 from rlinf_graph.backends.ray.workers.errors import WorkerError
 from rlinf_graph.ir.batches import Prompts, Rollouts
 from rlinf_graph.ir.diagnostic import CompileError
@@ -66,6 +68,7 @@ class News:
         try:
             while True:
                 newest = self._line.ask("newer", model, every, self.newest)
+                self._fetch(newest)
                 with self._changed:
                     self.newest = newest
                     while self._generating is not None and newest > self._held:
@@ -73,6 +76,13 @@ class News:
                         self._changed.wait(AGAIN_S)
         except (CompileError, Lost, RayError, WorkerError):
             pass  # the run is over; the rank hears why
+
+    def _fetch(self, version: int) -> None:
+        """Bring weights to this machine while generation still goes on."""
+        members: list[Buckets] = self._line.ask("weights", self._awaited.model, version)
+        away = [b for buckets in members for b in buckets if not isinstance(b, bytes)]
+        if away:
+            ray.wait(away, num_returns=len(away))
 
 
 class Interrupted:

@@ -21,10 +21,12 @@ class Nearer:
         self._desk = Desk(Program("p", (), ()), (), kept)
         self._asked, self._answer = threading.Condition(), list[Any]()
         self._open = True
+        self.asked: list[str] = []
 
     def ask(self, method: str, *arguments: Any) -> Any:
         with self._asked:
             self._answer = []
+            self.asked.append(method)
             self._desk.ask(("news", 0), (method, arguments), self._answer.append)
             self._asked.wait_for(lambda: bool(self._answer) or not self._open)
         if not self._open:
@@ -38,9 +40,9 @@ class Nearer:
             self._desk.fail((Diagnostic("RG0607", "the trainer failed"),))
             self._asked.notify_all()
 
-    def publish(self, version: int, weights: Any) -> None:
+    def publish(self, version: int) -> None:
         with self._asked:
-            self._desk.tell("publish", ("policy", version, weights))
+            self._desk.tell("publish", ("policy", version, []))
             self._asked.notify_all()
 
     def hang_up(self) -> None:

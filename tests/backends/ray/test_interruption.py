@@ -70,6 +70,7 @@ class Stage:
 
         def aborted() -> None:
             self.aborts += 1
+            assert self.line.asked[-1] == "weights", "they are fetched before"
             if not self.late:
                 abort()
 
@@ -78,7 +79,7 @@ class Stage:
             taken += 1
             if taken in passes:
                 version, before = passes[taken], self.aborts
-                self.line.publish(version, "weights")
+                self.line.publish(version)
                 if version % AWAITED.every == 0:
                     assert until(lambda: self.aborts > before)
             return forward(*args, **options)
@@ -125,7 +126,7 @@ def test_tokens_are_those_of_the_version_that_they_name(
 
 
 def test_what_has_come_before_is_taken_first(stage: Stage) -> None:
-    stage.line.publish(2, "weights")
+    stage.line.publish(2)
     assert until(lambda: stage.news.newest == 2)
     made = stage.generate()
     assert stage.taken == [2]
@@ -142,11 +143,11 @@ def test_what_comes_while_weights_are_taken_over(stage: Stage) -> None:
     def slow(awaited: Await, version: int) -> None:
         adopt(awaited, version)
         if version == 2:
-            stage.line.publish(4, "weights")
+            stage.line.publish(4)
             assert until(lambda: stage.news.newest == 4)
 
     stage.interrupted._adopt = slow
-    stage.line.publish(2, "weights")
+    stage.line.publish(2)
     assert until(lambda: stage.news.newest == 2)
     made = stage.generate()
     assert stage.taken == [2, 4]

@@ -144,7 +144,7 @@ def test_generation_that_takes_weights_on_its_way(
 
     class Publishing:
         def generate(self, *given: Any) -> Rollouts:
-            threading.Timer(0.1, line.publish, (1, "weights")).start()
+            threading.Timer(0.1, line.publish, (1,)).start()
             return proxy.generate(*given)
 
         def __getattr__(self, name: str) -> Any:
