@@ -102,9 +102,9 @@ class RankProcess:
         Raises:
             CompileError: the cause, when another rank has failed.
         """
-        self._listen()
-        self._publish_first(iterations.start)
         try:
+            self._listen()
+            self._publish_first(iterations.start)
             for iteration in iterations:
                 self._metrics, self._seen = Metrics(), Sightings()
                 listed = list(unroll(self._group.body, Position(iteration, self._number)))
