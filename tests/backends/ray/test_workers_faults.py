@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import threading
@@ -139,21 +138,37 @@ def test_a_process_that_does_not_answer_is_an_error_for_who_waits_until_it_wakes
             with pytest.raises(WorkerError, match="does not answer"):
                 asyncio.run(awaited(crew.on(1).fail()))
         finally:
-            os.kill(process, signal.SIGCONT)
-        deadline = time.monotonic() + ENDS_S
-        while (again := outcome_of(waiter.take("crew", 1), crew)) is None:
-            assert time.monotonic() < deadline
+            wakes = threading.Timer(1.0, os.kill, (process, signal.SIGCONT))
+            wakes.start()
+        again = met(lambda: waiter.take("crew", 1), lambda: crew.on(1).put("again", "waiter", 0))
         assert again == ["again"]
+        wakes.join()
 
 
-def outcome_of(taking: Handle, crew: WorkerGroup) -> Any:
-    """What a new call sends; None while the process that sends it is taken for silent."""
-    putting = crew.on(1).put("again", "waiter", 0)
-    with contextlib.suppress(WorkerError):
-        came = taking.wait(ENDS_S)
-        putting.wait(ENDS_S)
-        return came
-    return None
+def met(take: Callable[[], Handle], put: Callable[[], Handle]) -> Any:
+    """What a receive gets of a send; each is made again, alone, while it fails for what was before.
+
+    A failed receive ends a send that waits for it; one that comes later waits for the next receive.
+    """
+    calls = {make: make() for make in (take, put)}
+    deadline = time.monotonic() + ENDS_S
+    while time.monotonic() < deadline:
+        ended = {make: call for make, call in calls.items() if call.done()}
+        failing = [make for make, call in ended.items() if fails(call)]
+        if ended == calls and not failing:
+            return calls[take].wait()
+        calls |= {make: make() for make in failing}
+        time.sleep(0.05)
+    raise AssertionError(f"the ends did not meet: {calls}")
+
+
+def fails(call: Handle) -> bool:
+    """Of a call that has ended."""
+    try:
+        call.wait()
+    except WorkerError:
+        return True
+    return False
 
 
 async def awaited(handle: Handle) -> None:
