@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any, cast
 
@@ -15,6 +17,10 @@ from rlinf_graph.dsl.node import NodeDefinition, definitions
 from rlinf_graph.ir.graph import Graph
 from rlinf_graph.ir.value import FunctionRef
 
+_REGISTERING = threading.Lock()
+_blocks = Counter[str]()
+"""Open blocks of `whole` by the modules' names."""
+
 
 def used_definitions(graph: Graph) -> dict[str, NodeDefinition]:
     """The definitions of the graph's node types that workers cannot import."""
@@ -22,17 +28,32 @@ def used_definitions(graph: Graph) -> dict[str, NodeDefinition]:
     return {k: d for k, d in used.items() if not d.kernel.__module__.startswith("rlinf_graph.")}
 
 
-@contextmanager
-def by_value(graph: Graph) -> Iterator[None]:
+def by_value(graph: Graph) -> AbstractContextManager[None]:
     """Inside the block, functions of modules that are no installed packages are sent whole."""
-    modules = [module for module in _modules(graph) if not installed(module)]
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
+    return whole(_modules(graph))
+
+
+@contextmanager
+def whole(modules: Iterable[ModuleType]) -> Iterator[None]:
+    """Inside the block, what these modules define is pickled whole, unless they are installed.
+
+    Blocks of several threads may overlap; what somebody else has registered stays so.
+    """
+    with _REGISTERING:
+        known = cloudpickle.list_registry_pickle_by_value() - set(_blocks)
+        ours = [m for m in modules if not installed(m) and m.__name__ not in known]
+        for module in ours:
+            cloudpickle.register_pickle_by_value(module)
+            _blocks[module.__name__] += 1
     try:
         yield
     finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+        with _REGISTERING:
+            for module in ours:
+                _blocks[module.__name__] -= 1
+                if not _blocks[module.__name__]:
+                    del _blocks[module.__name__]
+                    cloudpickle.unregister_pickle_by_value(module)
 
 
 def _modules(graph: Graph) -> list[ModuleType]:

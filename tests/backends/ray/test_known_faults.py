@@ -252,9 +252,9 @@ def step_is_kept_after_a_failed_send(send: Any, take: Any) -> None:
 
 
 def failed(future: Future[Any]) -> bool:
-    """Whether it ended in an error within a second."""
+    """Whether it ended in an error; where only the naive link has nothing to tell, not in time."""
     with contextlib.suppress(TimeoutError):
-        return future.exception(1.0) is not None
+        return future.exception(ENDS_S) is not None
     return False
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Speaker(Worker):
     def __init__(self, word: str, times: int = 1) -> None:
         self.word = word * times
         self.at_start = self.rank, self.world_size
-        self.gate = threading.Event()
+        self.gate, self.holding = threading.Event(), threading.Event()
 
     def told(self) -> dict[str, Any]:
         env = {name: os.environ[name] for name in SPMD}
@@ -73,8 +74,12 @@ class Speaker(Worker):
         return self.rank
 
     def hold(self) -> str:
+        self.holding.set()
         self.gate.wait()
         return "released"
+
+    def begun(self) -> None:
+        self.holding.wait()
 
     def release(self) -> None:
         self.gate.set()
@@ -197,12 +202,17 @@ def test_a_handle_waits_is_awaited_and_measures(group: WorkerGroup) -> None:
         return list(await asyncio.gather(*(_awaited(handle) for handle in handles)))
 
     held = group.hold()
+    group.begun().wait(30)
     assert not held.done()
     with pytest.raises(TimeoutError, match="`hold` of `Speaker`: no answer of rank 0, 1, 2, 3"):
         held.wait(0.1)
     group.on([0, 2]).release().wait()
-    with pytest.raises(TimeoutError, match="no answer of rank 1, 3 "):
-        held.wait(0.5)
+    late, deadline = "", time.monotonic() + 30
+    while "no answer of rank 1, 3 " not in late:
+        assert time.monotonic() < deadline, late
+        with pytest.raises(TimeoutError) as raised:
+            held.wait(0.5)
+        late = str(raised.value)
     group.on([1, 3]).release().wait()
     assert held.wait(10) == ["released"] * 4
     assert held.done()

@@ -47,6 +47,22 @@ class Mortal(Worker):
     def hold(self) -> None:
         threading.Event().wait()
 
+    def gather(self) -> list[int]:
+        return self.all_gather(self.rank)
+
+    def fail_in_turn(self) -> None:
+        """Ranks above 0 wait until they are told to."""
+        if self.rank:
+            self.recv("waiter", 0)
+        raise ValueError(f"of rank {self.rank}")
+
+    def outlive(self, rank: int) -> None:
+        """Fail for the failure of another rank, but only when told to."""
+        try:
+            self.recv("crew", rank)
+        finally:
+            self.recv("waiter", 0)
+
     def fail(self) -> None:
         raise Refusal("no such answer")
 
@@ -114,6 +130,38 @@ def test_faults_end_all_waits_with_their_cause_and_leave_nothing(
         launched_again(made, waiter)
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["fails later", "fails for another"])
+def test_a_failure_that_comes_late_troubles_no_call_that_began_after_the_first_was_raised(
+    cores: Callable[..., Cluster], seats: dict[int, Seat], *, dies: bool
+) -> None:
+    with (
+        Reservation(cores(2)) as made,
+        WorkerGroup.launch(
+            Mortal, (), made.without_devices(1), name="waiter", concurrency=2
+        ) as waiter,
+        WorkerGroup.launch(Mortal, (), made.without_devices(3), name="crew") as crew,
+    ):
+        for process in (*waiter.processes, *crew.processes):
+            seats[process] = Seat("", process)
+        if dies:
+            late = crew.on(1).outlive(0)
+            assert failed(crew.on(0).exit()).failure.kind == "died"
+        else:
+            late = crew.on([0, 1]).fail_in_turn()
+            error = failed(late)
+            assert (error.failure.rank, error.others) == (0, 0)
+        taking = waiter.take("crew", 1)
+        gathering = None if dies else crew.gather()
+        time.sleep(0.5)  # so that the calls wait: if they came later, they would prove less
+        waiter.put("fail now", "crew", 1).wait(ENDS_S)
+        if gathering:
+            assert gathering.wait(ENDS_S) == [[0, 1, 2]] * 3
+        else:
+            assert failed(late).failure.rank == 0
+        crew.on(1).put("new", "waiter", 0).wait(ENDS_S)
+        assert taking.wait(ENDS_S) == ["new"]
+
+
 def test_a_process_that_does_not_answer_is_an_error_for_who_waits_until_it_wakes(
     cores: Callable[..., Cluster], seats: dict[int, Seat]
 ) -> None:
@@ -128,7 +176,7 @@ def test_a_process_that_does_not_answer_is_an_error_for_who_waits_until_it_wakes
         os.kill(process, signal.SIGSTOP)
         try:
             putting = crew.on(1).put("late", "waiter", 0)
-            error = failed(putting, SILENCE_S + ENDS_S)
+            error = failed(putting, SILENCE_S + 2 * ENDS_S)
             assert (error.failure.rank, error.failure.kind, error.others) == (1, "silent", 0)
             assert "`crew` rank 1" in str(error)
             assert "in `put`: its process does not answer: nothing for 3 s" in str(error)
@@ -148,7 +196,7 @@ def test_a_process_that_does_not_answer_is_an_error_for_who_waits_until_it_wakes
 def met(take: Callable[[], Handle], put: Callable[[], Handle]) -> Any:
     """What a receive gets of a send; each is made again, alone, while it fails for what was before.
 
-    A failed receive ends a send that waits for it; one that comes later waits for the next receive.
+    A send waits for the next receive when one has failed that came before it.
     """
     calls = {make: make() for make in (take, put)}
     deadline = time.monotonic() + ENDS_S

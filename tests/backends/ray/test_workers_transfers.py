@@ -14,8 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlinf_graph.backends.ray.workers import Reservation, Worker, WorkerError, WorkerGroup
-from rlinf_graph.backends.ray.workers.exchange import Exchange, Problem, Wanted
+from rlinf_graph.backends.ray.workers import (
+    Reservation,
+    Worker,
+    WorkerError,
+    WorkerGroup,
+)
+from rlinf_graph.backends.ray.workers.exchange import Exchange
+from rlinf_graph.backends.ray.workers.matching import Problem, Wanted
 from rlinf_graph.backends.ray.workers.payload import seal
 from rlinf_graph.ir.batches import Rewards
 from rlinf_graph.ir.cluster_file import load_cluster
@@ -149,6 +155,12 @@ def test_transfers_begin_before_they_are_waited_for(pair: Pair) -> None:
     sent.wait(30)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a handle with a failure, for the other ranks: all of them end here, and are counted."""
+    monkeypatch.setattr("rlinf_graph.backends.ray.workers.handle.GRACE_S", SOON_S)
+
+
 def test_one_value_for_many_ranks(pair: Pair) -> None:
     left, right = pair
     for size in (3, 30_000):
@@ -192,7 +204,7 @@ def test_who_is_not_there_is_named(pair: Pair) -> None:
 
 def test_a_deadlock_is_named(pair: Pair) -> None:
     left, right = pair
-    one = left.on(0).put(1, "right", 0, timeout=1)
+    one = left.on(0).put(1, "right", 0, timeout=5)
     two = right.on(0).put(2, "left", 0, timeout=SOON_S)
     cycle = (
         "deadlock: `left` rank 0 sends int to `right` rank 0; `right` rank 0 sends int to `left`"

@@ -33,6 +33,9 @@ BLOCK = 1 << 20
 LARGE = 8
 """Items that have blocks of their own, in a message."""
 
+LEAST_S = 1e-3
+"""That a put waits which may wait, however late its thread comes to ask."""
+
 LOOK = 256_000
 """Bytes after which a message goes out if none is on its way; `LINGER_S` is as good a reason."""
 
@@ -85,9 +88,9 @@ class Sender:
         Raises:
             Closed, TooLarge, Full, TimedOut, PeerFailed: see `Channel.put`.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
         while not self.try_put(encoded, key, weight, priority):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = timeout and max(LEAST_S, began + timeout - time.monotonic())
             ticket = (self._peer, "put", next(self._tickets))
             with self._lock:
                 ask = self._leases.setdefault(key, _Lease()).ask

@@ -115,10 +115,15 @@ def failure_of(error: BaseException, group: str, rank: int, host: str, method: s
 
 
 def death_of(error: BaseException, group: str, rank: int, host: str, method: str = "") -> Failure:
-    """What a process that is gone can no longer tell; `error` is what Ray knows of it."""
+    """What a process that is gone can no longer tell; `error` is what Ray knows of it.
+
+    Its number is that of Ray's actor, so that whoever hears of a death hears of the same one.
+    """
+    actor: str | None = getattr(error, "actor_id", None)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     known = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
-    return Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))
+    made = Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))
+    return replace(made, number=actor) if actor else made
 
 
 def silence_of(group: str, rank: int, seat: tuple[str, int], seconds: float) -> Failure:

@@ -12,17 +12,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError
 
 from rlinf_graph.backends.ray.workers.errors import Failure, death_of, silence_of
+from rlinf_graph.backends.ray.workers.matching import (
+    Matching,
+    Pair,
+    Pending,
+    Problem,
+    Receipt,
+    Wanted,
+    answer_all,
+)
 from rlinf_graph.backends.ray.workers.payload import About, Envelope
 from rlinf_graph.backends.ray.workers.turns import Turns
-from rlinf_graph.backends.ray.workers.waits import Peer, Wait, named, report
+from rlinf_graph.backends.ray.workers.waits import Peer, Wait, report
 
 DEATH_S = 5.0
 """How long a broken connection of a group waits for the death that explains it."""
@@ -32,60 +41,13 @@ PULSES_S = 200
 """Questions a second, at most, to the processes of a group."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why an operation ended without a result: `mismatch`, `timeout`, `closed` or `failure`."""
-
-    kind: str
-    text: str = ""
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a receiver accepts: a tag, and what it knows of the value; None is anything."""
-
-    tag: int | str | None = None
-    kind: str | None = None
-    shape: tuple[int, ...] | None = None
-    dtype: str | None = None
-
-    def complaint(self, tag: int | str | None, about: About) -> str:
-        """What does not fit; empty when all does."""
-        if tag != self.tag:
-            return f"tag {tag!r} is sent, tag {self.tag!r} is expected"
-        for name in ("kind", "shape", "dtype"):
-            expected = getattr(self, name)
-            if expected is not None and expected != getattr(about, name):
-                return f"{about} is sent, {name} {expected} is expected"
-        return ""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a receiver gets: to be acknowledged by its number when the value is a reference."""
-
-    number: int
-    envelope: Envelope
-
-
-@dataclass(eq=False)
-class _Pending:
-    """One end of a transfer that waits for the other."""
-
-    wait: Wait
-    answer: asyncio.Future[Any]
-    what: Any
-    tag: int | str | None = None
-
-
 class _Group:
     """The ranks that have joined under a name."""
 
     def __init__(self, hosts: Sequence[Any], seats: Sequence[tuple[str, int]]) -> None:
         self.size, self.seats = len(hosts), list(seats)
         self.watches: list[asyncio.Task[None]] = []
-        self.rounds: list[dict[int, _Pending]] = []
+        self.rounds: list[dict[int, Pending]] = []
         self.failed: dict[int, Failure] = {}
         self.dead: dict[int, Failure] = {}
         self.silent: dict[int, Failure] = {}
@@ -106,13 +68,11 @@ class Exchange:
         self._closed: dict[str, tuple[float, Problem]] = {}
         self._groups: dict[str, _Group] = {}
         self._joined = asyncio.Condition()
-        self._sends: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
-        self._receives: dict[tuple[Peer, Peer], deque[_Pending]] = defaultdict(deque)
-        self._fetching: dict[int, _Pending] = {}
+        self._matching = Matching()
         self._turns: dict[tuple[Peer, str, Peer], Turns] = defaultdict(Turns)
         self._waits: dict[int, Wait] = {}
         self._seen: dict[str, float] = {}
-        self._count = 0
+        self._given_up: dict[Peer, tuple[float, float]] = {}
 
     async def claim(self, name: str) -> bool:
         """Take a name for a group that is about to start; False when it is taken."""
@@ -152,10 +112,12 @@ class Exchange:
             problem = Problem("failure", failure=failure)
         self._closed[name] = (now, problem)
         for rank in range(group.size):
-            self._end((name, rank), problem)
+            self._matching.end((name, rank), problem)
         self._break(group, problem)
         for key in [key for key in self._turns if key[0][0] == name]:
             del self._turns[key]
+        for rank in range(group.size):
+            self._given_up.pop((name, rank), None)
 
     async def size(self, name: str, timeout: float) -> int | Problem:
         """How many ranks a group has; waits until it has joined."""
@@ -171,15 +133,25 @@ class Exchange:
         known = self._groups[name].silent if name in self._groups else {}
         return next((known[rank] for rank in ranks if rank in known), None)
 
-    async def seen(self, numbers: Sequence[str], now: float) -> None:
-        """A driver has been told of failures: calls that it issues from now on may ignore them."""
-        self._seen |= dict.fromkeys(numbers, now)
+    async def seen(
+        self, numbers: Sequence[str], late: Sequence[Peer], issued: float, now: float
+    ) -> None:
+        """A driver has been told of failures: calls that it issues from now on may ignore them.
 
-    async def fail(self, peer: Peer, failure: Failure) -> Failure:
+        Of `late` ranks it does not wait for the end of the call `issued` then: they may ignore
+        how it fails, too.
+        """
+        self._seen |= dict.fromkeys(numbers, now)
+        self._given_up |= dict.fromkeys(late, (issued, now))
+
+    async def fail(self, peer: Peer, failure: Failure, issued: float) -> Failure:
         """A rank's method raised: end all waits for it. What is behind it, if it is known here."""
         group = self._groups.get(peer[0])
         if group is None:
             return failure
+        given_up, told = self._given_up.get(peer, (-math.inf, math.inf))
+        if issued <= given_up:
+            self._seen.setdefault(failure.number, told)
         if failure.broken_link:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DEATH_S if not group.silent else 0):
@@ -187,7 +159,7 @@ class Exchange:
             cause = next((known for lasts, known in group.trouble() if lasts), None)
             failure = replace(failure, origin=cause)
         group.failed[peer[1]] = failure
-        self._spread(peer, group, failure)
+        self._spread(peer, group, failure, self._told(failure))
         return failure
 
     async def send(
@@ -195,34 +167,33 @@ class Exchange:
         number: int, issued: float, timeout: float,
     ) -> Problem | None:  # fmt: skip
         """Offer a value; answered when the receiver has it. `number` counts the pair's sends."""
-        mine = self._pending(Wait(source, (target,), f"sends {envelope.about} to"), envelope, tag)
+        wait = Wait(source, (target,), f"sends {envelope.about} to")
+        mine = Pending(wait, envelope, issued, tag)
         if left := self._left(source):
             return left
         async with self._turns[source, "send", target].of(number):
             refused = self._refusal(target, issued)
             if refused is None:
-                self._queue(self._sends, (source, target), mine)
-        return refused or await self._held(self._sends, (source, target), mine, timeout)
+                self._matching.offer((source, target), mine)
+        return refused or await self._matched((source, target), mine, timeout)
 
     async def receive(
         self, target: Peer, source: Peer, wanted: Wanted, number: int, issued: float,
         timeout: float,
     ) -> Receipt | Problem:  # fmt: skip
         """Wait for the next value from a rank. `number` counts the pair's receives."""
-        mine = self._pending(Wait(target, (source,), "receives from"), wanted)
+        mine = Pending(Wait(target, (source,), "receives from"), wanted, issued)
         if left := self._left(target):
             return left
         async with self._turns[target, "receive", source].of(number):
             refused = self._refusal(source, issued)
             if refused is None:
-                self._queue(self._receives, (source, target), mine)
-        return refused or await self._held(self._receives, (source, target), mine, timeout)
+                self._matching.want((source, target), mine)
+        return refused or await self._matched((source, target), mine, timeout)
 
     async def taken(self, number: int) -> None:
         """A receiver has fetched what it was referred to."""
-        pending = self._fetching.pop(number, None)
-        if pending is not None and not pending.answer.done():
-            pending.answer.set_result(None)
+        self._matching.fetched(number)
 
     async def meet(
         self,
@@ -247,7 +218,7 @@ class Exchange:
             group.rounds.append(arrived)
         others = tuple((peer[0], rank) for rank in range(group.size) if rank not in arrived)
         wait = Wait(peer, tuple(o for o in others if o != peer), f"is in `{what}` with")
-        arrived[peer[1]] = mine = self._pending(wait, (what, same, envelope))
+        arrived[peer[1]] = mine = Pending(wait, (what, same, envelope), issued)
         if len(arrived) == group.size:
             group.rounds.remove(arrived)
             _settle(arrived)
@@ -257,49 +228,17 @@ class Exchange:
             missing = ", ".join(str(r) for r in range(group.size) if r not in arrived)
             text = f"{answer.text}; of `{peer[0]}`, rank {missing} did not come to `{what}`"
             answer = Problem(answer.kind, text, answer.failure)
-            _answer_all(arrived, answer)
+            answer_all(arrived.values(), answer)
         return answer
 
-    def _queue(self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending) -> None:
-        queues[pair].append(mine)
-        self._match(pair)
-
-    async def _held(
-        self, queues: Any, pair: tuple[Peer, Peer], mine: _Pending, timeout: float
-    ) -> Any:
+    async def _matched(self, pair: Pair, mine: Pending, timeout: float) -> Any:
         """Wait until the other end has come, and leave the queue in any case."""
         try:
             return await self._answer(mine, timeout)
         finally:
-            if mine in queues.get(pair, ()):
-                queues[pair].remove(mine)
-                if not queues[pair]:
-                    del queues[pair]
+            self._matching.remove(pair, mine)
 
-    def _match(self, pair: tuple[Peer, Peer]) -> None:
-        """Bring the ends together in the order in which they came."""
-        sends, receives = self._sends[pair], self._receives[pair]
-        while sends and receives:
-            offer, want = sends.popleft(), receives.popleft()
-            complaint = want.what.complaint(offer.tag, offer.what.about)
-            if complaint:
-                text = f"{named(pair[0])} and {named(pair[1])} do not agree: {complaint}"
-                _answer_all({0: offer, 1: want}, Problem("mismatch", text))
-                continue
-            self._count += 1
-            want.answer.set_result(Receipt(self._count, offer.what))
-            if offer.what.reference:
-                self._fetching[self._count] = offer
-            else:
-                offer.answer.set_result(None)
-        for queues, queue in ((self._sends, sends), (self._receives, receives)):
-            if not queue:
-                queues.pop(pair, None)
-
-    def _pending(self, wait: Wait, what: Any, tag: int | str | None = None) -> _Pending:
-        return _Pending(wait, asyncio.get_running_loop().create_future(), what, tag)
-
-    async def _answer(self, mine: _Pending, timeout: float) -> Any:
+    async def _answer(self, mine: Pending, timeout: float) -> Any:
         """Wait for an answer; after `timeout` seconds it is a report of who waits for whom."""
         self._waits[id(mine)] = mine.wait
         try:
@@ -331,9 +270,13 @@ class Exchange:
     def _known(self, group: _Group, rank: int | None, issued: float) -> Problem | None:
         """A failure that counts for a call: one that lasts, or that no driver knew by then."""
         for lasts, failure in group.trouble(rank):
-            if lasts or self._seen.get(failure.number, issued) >= issued:
+            if lasts or issued <= self._told(failure):
                 return Problem("failure", failure=failure)
         return None
+
+    def _told(self, failure: Failure) -> float:
+        """When a driver was told of the first cause: calls issued later are not troubled by it."""
+        return self._seen.get(failure.first.number, math.inf)
 
     async def _watch(self, name: str, rank: int, host: Any) -> None:
         try:
@@ -359,42 +302,29 @@ class Exchange:
                 group.silent.pop(rank, None)
                 await asyncio.sleep(max(PULSE_S, group.size / PULSES_S))
 
-    def _spread(self, peer: Peer, group: _Group, failure: Failure) -> None:
+    def _spread(self, peer: Peer, group: _Group, failure: Failure, until: float = math.inf) -> None:
         problem = Problem("failure", failure=failure.first)
-        self._end(peer, problem)
-        self._break(group, problem)
+        self._matching.end(peer, problem, until)
+        self._break(group, problem, until)
 
-    def _end(self, peer: Peer, problem: Problem) -> None:
-        """Answer everything that a rank waits for, or that waits for it."""
-        for queues in (self._sends, self._receives):
-            for pair in [pair for pair in queues if peer in pair]:
-                _answer_all(dict(enumerate(queues.pop(pair))), problem)
-        for number in [n for n, p in self._fetching.items() if peer in (p.wait.who, *p.wait.on)]:
-            _answer_all({0: self._fetching.pop(number)}, problem)
-
-    def _break(self, group: _Group, problem: Problem) -> None:
-        """End all collectives of a group, so that its ranks are in step again."""
-        for arrived in group.rounds:
-            _answer_all(arrived, problem)
-        group.rounds.clear()
+    def _break(self, group: _Group, problem: Problem, until: float = math.inf) -> None:
+        """End collectives of a group, so that its ranks are in step again; newer ones go on."""
+        for arrived in list(group.rounds):
+            if min(one.issued for one in arrived.values()) <= until:
+                answer_all(arrived.values(), problem)
+                group.rounds.remove(arrived)
 
 
 async def _answer_of(reference: Any) -> None:
     await reference
 
 
-def _settle(arrived: dict[int, _Pending]) -> None:
+def _settle(arrived: dict[int, Pending]) -> None:
     """All ranks are there: hand out what they brought, if they agree on what this is."""
     whats = {rank: pending.what[:2] for rank, pending in sorted(arrived.items())}
     if len(set(whats.values())) > 1:
         told = "; ".join(f"rank {r}: {w} {a or ''}".rstrip() for r, (w, a) in whats.items())
-        _answer_all(arrived, Problem("mismatch", f"the ranks do not agree: {told}"))
+        answer_all(arrived.values(), Problem("mismatch", f"the ranks do not agree: {told}"))
         return
     brought = [arrived[rank].what[2] for rank in sorted(arrived)]
-    _answer_all(arrived, brought)
-
-
-def _answer_all(pending: dict[int, _Pending], answer: Any) -> None:
-    for one in pending.values():
-        if not one.answer.done():
-            one.answer.set_result(answer)
+    answer_all(arrived.values(), brought)

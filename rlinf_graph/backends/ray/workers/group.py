@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray import cloudpickle
 from ray.exceptions import RayError
 
-from rlinf_graph.backends.ray.shipping import installed
+from rlinf_graph.backends.ray.shipping import whole
 from rlinf_graph.backends.ray.workers.dispatch import Collect, Dispatch, Spread, rule_of
 from rlinf_graph.backends.ray.workers.errors import WorkerError, death_of
 from rlinf_graph.backends.ray.workers.handle import Handle
@@ -179,7 +178,7 @@ class WorkerGroup:
             rank: host.prepare.remote(self._setup(rank, seats[rank], told[0]), shipped)
             for rank, host in enumerate(self._hosts)
         }
-        self._handle("__init__", asked, Dispatch()).wait(timeout)
+        self._handle("__init__", time.time(), asked, Dispatch()).wait(timeout)
 
     def _hello(self, timeout: float) -> list[tuple[str, int, int]]:
         """Where each process is; the first answer of each."""
@@ -223,34 +222,27 @@ class WorkerGroup:
             parts = [freeze(part) for part in rule.arguments(args, kwargs, len(ranks))]
         if len(parts) < len(ranks):
             parts = [self._shared(parts[0])] * len(ranks)
+        issued = time.time()
         asked = {
-            rank: self._hosts[rank].call.remote(method, part, time.time())
+            rank: self._hosts[rank].call.remote(method, part, issued)
             for rank, part in zip(ranks, parts, strict=True)
         }
-        return self._handle(method, asked, rule)
+        return self._handle(method, issued, asked, rule)
 
-    def _handle(self, method: str, asked: Mapping[int, Any], rule: Dispatch) -> Handle:
+    def _handle(
+        self, method: str, issued: float, asked: Mapping[int, Any], rule: Dispatch
+    ) -> Handle:
         hosts = dict(enumerate(self._addresses))
-        return Handle(self._name, hosts, method, asked, rule.result, self._exchange)
+        return Handle(self._name, hosts, method, issued, asked, rule.result, self._exchange)
 
     def _shared(self, frozen: Frozen) -> Any:
         """What is large is stored once for all ranks."""
         return frozen if frozen.nbytes <= INLINE_BYTES else ray.put(frozen)
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _whole(self) -> AbstractContextManager[None]:
         """Inside, classes and functions of the user's modules are pickled whole."""
         names = {kind.__module__ for kind in self._worker.__mro__}
-        modules = [sys.modules[name] for name in names if name in sys.modules]
-        known = set(cloudpickle.list_registry_pickle_by_value())
-        ours = [m for m in modules if not installed(m) and m.__name__ not in known]
-        for module in ours:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            yield
-        finally:
-            for module in ours:
-                cloudpickle.unregister_pickle_by_value(module)
+        return whole(sys.modules[name] for name in names if name in sys.modules)
 
 
 class Some:

@@ -55,11 +55,11 @@ class Handle:
 
     def __init__(
         self, group: str, hosts: Mapping[int, str], method: str,
-        references: Mapping[int, Any], collect: Callable[[list[Any]], Any],
+        issued: float, references: Mapping[int, Any], collect: Callable[[list[Any]], Any],
         exchange: Any,
     ) -> None:  # fmt: skip
         """References of `Host.call` by rank; `collect` makes the result of the ranks' values."""
-        self._group, self._hosts, self._method = group, hosts, method
+        self._group, self._hosts, self._method, self._issued = group, hosts, method, issued
         self._collect, self._exchange = collect, exchange
         self._pending = {reference: rank for rank, reference in references.items()}
         self._outcomes: dict[int, Outcome] = {}
@@ -160,10 +160,12 @@ class Handle:
         return WorkerError(first.first, len(self._failures) - int(own))
 
     def _tell_seen(self) -> None:
-        """From now on the caller knows: calls to come are not to fail for these causes again."""
+        """From now on the caller knows: calls to come are not to fail for these causes again, nor
+        for what ranks of this call that still run may meet."""
         numbers = [failure.first.number for failure in self._failures]
+        late = [(self._group, rank) for rank in self._pending.values()]
         with contextlib.suppress(RayError):  # closed meanwhile: nobody is there to be told
-            ray.get(self._exchange.seen.remote(numbers, time.time()))
+            ray.get(self._exchange.seen.remote(numbers, late, self._issued, time.time()))
 
 
 def _end_of(reference: Any) -> asyncio.Future[Any]:

@@ -105,4 +105,4 @@ class Host:
     def _tell(self, error: BaseException, place: Place, method: str) -> Failure:
         failure = failure_of(error, place.group, place.rank, place.host, method)
         fail: Any = place.exchange.fail
-        return ray.get(fail.remote((place.group, place.rank), failure))
+        return ray.get(fail.remote((place.group, place.rank), failure, ISSUED.get()))

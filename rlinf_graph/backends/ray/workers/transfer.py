@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from rlinf_graph.backends.ray.workers.errors import MismatchError, WorkerError
-from rlinf_graph.backends.ray.workers.exchange import Problem
+from rlinf_graph.backends.ray.workers.matching import Problem
 
 ERRORS: dict[str, type[Exception]] = {
     "mismatch": MismatchError,

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from rlinf_graph.backends.ray.workers.collective import ALLOWED, Links
-from rlinf_graph.backends.ray.workers.exchange import Problem, Receipt, Wanted
+from rlinf_graph.backends.ray.workers.matching import Problem, Receipt, Wanted
 from rlinf_graph.backends.ray.workers.payload import About, Envelope, describe, seal
 from rlinf_graph.backends.ray.workers.transfer import Transfer, raise_problem
 from rlinf_graph.backends.ray.workers.waits import Peer
