@@ -102,7 +102,7 @@ class _Run:
         poll.register(connection, 0)  # it says when the other end is closed
         while True:
             left = began + self.request["seconds"] - time.monotonic()
-            ready = dict(poll.poll(math.ceil(left * 1000))) if left > 0 else {}
+            ready = dict(poll.poll(max(0, math.ceil(left * 1000))))
             if not ready:
                 return "timeout"
             if connection.fileno() in ready:
@@ -113,6 +113,8 @@ class _Run:
                 return "output"
             if ended in ready:
                 return None
+            if left <= 0:  # what there was has been read
+                return "timeout"
 
     def _read(self) -> int:
         chunk = os.read(self.pipe, 1 << 16)

@@ -20,7 +20,7 @@ from rlinf_graph.backends.engines import Kept
 from rlinf_graph.backends.ray import waiting
 from rlinf_graph.backends.ray.desk import Desk
 from rlinf_graph.backends.ray.post import Address, Server
-from rlinf_graph.backends.ray.state import Buckets, Call, refers
+from rlinf_graph.backends.ray.state import Buckets, Call, Newest, refers
 from rlinf_graph.backends.ray.waiting import Wait
 from rlinf_graph.backends.record import IterationRecord, Recorder, Sightings
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
@@ -64,6 +64,8 @@ class Board:
         if diagnostics == hall.desk.failure:
             return
         hall.failures.append(diagnostics)
+        if broken:
+            hall.broken.append(diagnostics)
         if broken and not hall.desk.failure:
             await asyncio.sleep(DEATH_S)
         with hall.lock:
@@ -72,6 +74,10 @@ class Board:
     async def failed_besides(self, cause: tuple[Diagnostic, ...]) -> int:
         """How many ranks have failed by themselves and not by this cause."""
         return sum(failure != cause for failure in self._hall.failures)
+
+    async def is_broken_link(self, cause: tuple[Diagnostic, ...]) -> bool:
+        """Whether a cause is a connection that broke, so that a death may be behind it."""
+        return cause in self._hall.broken
 
     async def asking(self) -> tuple[dict[waiting.Place, int], dict[waiting.Place, float]]:
         """How many messages of each rank have come, and since when which ranks wait, by this
@@ -122,6 +128,7 @@ class _Hall:
         desk: of the whole run.
         heard: messages of each rank.
         failures: by ranks.
+        broken: those of them that are broken connections.
         records: finished iterations, and when.
         changed: called when an iteration is finished, or the run.
     """
@@ -131,6 +138,7 @@ class _Hall:
         self.desk = Desk(program, {group.name for group in program.groups}, kept)
         self.heard: dict[waiting.Place, int] = defaultdict(int)
         self.failures: list[tuple[Diagnostic, ...]] = []
+        self.broken: list[tuple[Diagnostic, ...]] = []
         self.records: list[tuple[IterationRecord, float]] = []
         self.changed: Callable[[], Any] = lambda: None
         self._recorder = Recorder(sum(group.ranks for group in program.groups), self._record)
@@ -185,7 +193,9 @@ def _sent(answer: Any) -> tuple[str, Any]:
 
 
 def _refers(answer: Any) -> bool:
-    """Whether an answer of `get` or `weights` has references in it."""
+    """Whether an answer of `get`, `weights` or `newer` has references in it."""
+    if isinstance(answer, Newest):
+        answer = answer.weights
     if isinstance(answer, dict):
         parts: Any = (part for parts in answer.values() for part in parts.values())
         return any(isinstance(held.data, ray.ObjectRef) for _rows, held in parts)

@@ -67,8 +67,8 @@ class News:
         model, every = self._awaited.model, self._awaited.every
         try:
             while True:
-                newest = self._line.ask("newer", model, every, self.newest)
-                self._fetch(newest)
+                newest, weights = self._line.ask("newer", model, every, self.newest)
+                self._fetch(weights)
                 with self._changed:
                     self.newest = newest
                     while self._generating is not None and newest > self._held:
@@ -77,9 +77,8 @@ class News:
         except (CompileError, Lost, RayError, WorkerError):
             pass  # the run is over; the rank hears why
 
-    def _fetch(self, version: int) -> None:
+    def _fetch(self, members: list[Buckets]) -> None:
         """Bring weights to this machine while generation still goes on."""
-        members: list[Buckets] = self._line.ask("weights", self._awaited.model, version)
         away = [b for buckets in members for b in buckets if not isinstance(b, bytes)]
         if away:
             ray.wait(away, num_returns=len(away))

@@ -208,7 +208,8 @@ class _Crew:
     def _clock_ahead(self, number: int) -> float:
         """Seconds by which a worker's clock is ahead of this one: half a round trip of error."""
         asked = time.time()
-        told = float(ray.get(self._workers[number].clock.remote()))  # pyright: ignore[reportArgumentType]  # of one actor
+        answer = self._dog.each({self._workers[number].clock.remote(): number}, "tells the time")
+        ((_number, told),) = answer
         return told - (asked + time.time()) / 2
 
     def watch(self, iterations: int, report: Callable[[IterationRecord], None]) -> None:
@@ -264,9 +265,13 @@ class _Crew:
     def _cause(self, place: Place, error: RayError) -> CompileError:
         """The first failure that the board was told of, else that of the worker itself."""
         told: tuple[Diagnostic, ...] = self._dog.of_board("failure")
-        if told:
+        if told and not (isinstance(error, RayActorError) and self._is_broken_link(told)):
             return CompileError(told)
         return self._dog.gone(self._with(place), error)
+
+    def _is_broken_link(self, cause: tuple[Diagnostic, ...]) -> bool:
+        """Whether a death that Ray has told of late would be behind it."""
+        return self._dog.of_board("is_broken_link", cause)
 
     def _with(self, place: Place) -> list[Place]:
         """The ranks of a rank's process."""
@@ -278,12 +283,17 @@ class _Crew:
         """The first cause, with how many ranks failed after it: by themselves, not for waiting.
 
         `calls` are of ranks that were not done, `of` is a rank of the process that is the cause.
+        A death that ends one of them is the cause of a connection that broke.
         """
         same = self._with(of) if of else []
         calls = [call for call in calls if self._running[call] not in same]
         ended = ray.wait(calls, num_returns=len(calls), timeout=GRACE_S)[0] if calls else []
-        others: int = self._dog.of_board("failed_besides", error.diagnostics)
-        others += sum(_died(call) for call in ended)
+        deaths = {call: death for call in ended if (death := _death(call)) is not None}
+        if deaths and self._is_broken_link(error.diagnostics):
+            call, death = next(iter(deaths.items()))
+            place = self._running[call]
+            return self._counted(self._dog.gone(self._with(place), death), calls, place)
+        others: int = self._dog.of_board("failed_besides", error.diagnostics) + len(deaths)
         if not others:
             return CompileError(error.diagnostics)
         first, *rest = error.diagnostics
@@ -301,12 +311,12 @@ class _Crew:
             self._placement.remove()
 
 
-def _died(reference: Any) -> bool:
-    """Whether a call that has ended did so with its process."""
+def _death(reference: Any) -> RayActorError | None:
+    """The end of its process, where a call ended by that."""
     try:
         ray.get(reference)
-    except RayActorError:
-        return True
+    except RayActorError as error:
+        return error
     except RayError:
-        return False
-    return False
+        return None
+    return None

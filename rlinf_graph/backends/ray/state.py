@@ -43,6 +43,13 @@ class Held(NamedTuple):
     data: Any
 
 
+class Newest(NamedTuple):
+    """The newest version of a model's weights, and those."""
+
+    version: int
+    weights: list[Buckets]
+
+
 Part = tuple[Extent, Any]
 """Sample indices, and what holds them: inside a process a part of an edge, else a `Held`."""
 
@@ -213,13 +220,17 @@ class State:
         return Question([(f"weights of {model}", lambda: version in kept)], lambda: kept[version])
 
     def newer(self, model: str, every: int, held: int) -> Question:
-        """A delivered version is there that is newer than the one held: the newest of them."""
+        """A delivered version is there that is newer than the one held: the newest of them, and
+        its weights, which a later question may find no more."""
         kept = self._versions[model]
 
         def found() -> int:
             return max((v for v in kept if v % every == 0), default=0)
 
-        return Question([(f"weights of {model}", lambda: found() > held)], found)
+        def answer() -> Newest:
+            return Newest(found(), kept[found()])
+
+        return Question([(f"weights of {model}", lambda: found() > held)], answer)
 
     def offer(self, group: str, address: str) -> str:
         """Where rank 0 of a group meets the others."""

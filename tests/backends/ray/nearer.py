@@ -21,12 +21,10 @@ class Nearer:
         self._desk = Desk(Program("p", (), ()), (), kept)
         self._asked, self._answer = threading.Condition(), list[Any]()
         self._open = True
-        self.asked: list[str] = []
 
     def ask(self, method: str, *arguments: Any) -> Any:
         with self._asked:
             self._answer = []
-            self.asked.append(method)
             self._desk.ask(("news", 0), (method, arguments), self._answer.append)
             self._asked.wait_for(lambda: bool(self._answer) or not self._open)
         if not self._open:
@@ -41,8 +39,9 @@ class Nearer:
             self._asked.notify_all()
 
     def publish(self, version: int) -> None:
+        """Weights that can be told from those of other versions."""
         with self._asked:
-            self._desk.tell("publish", ("policy", version, []))
+            self._desk.tell("publish", ("policy", version, [[b"%d" % version]]))
             self._asked.notify_all()
 
     def hang_up(self) -> None:

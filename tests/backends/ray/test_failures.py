@@ -7,17 +7,21 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from rlinf_graph.backends.ray import run as on_ray
 from rlinf_graph.backends.ray.run import HOST, Seat
+from rlinf_graph.backends.ray.watchdog import Watchdog
 from rlinf_graph.backends.record import IterationRecord
 from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_pipeline
 from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.diagnostic import CompileError, Diagnostic
+from tests.backends.ray.nearer import until
 
 FILE = Path(__file__).parents[2] / "plans" / "failing.py"
 ENDS_S = 10.0
@@ -35,8 +39,9 @@ def failure(
     compiled: Compiled,
     seats: dict[int, Seat],
     report: Callable[[IterationRecord], None] = lambda _record: None,
+    within: float = ENDS_S,
 ) -> Diagnostic:
-    """Run until it fails; at most ten seconds after the first iteration could begin."""
+    """Run until it fails; at most so many seconds after the first iteration could begin."""
     began: list[float] = []
     with pytest.raises(CompileError) as raised:
         on_ray.run(
@@ -44,7 +49,7 @@ def failure(
             iterations=1000, placed=seats.update, report=report,
             loaded=lambda: began.append(time.monotonic()),
         )  # fmt: skip
-    assert time.monotonic() - began[0] < ENDS_S
+    assert time.monotonic() - began[0] < within
     (found,) = raised.value.diagnostics
     return found
 
@@ -91,3 +96,36 @@ def test_a_killed_worker_ends_the_run(device: int, cores: Cores, seats: dict[int
     assert killed
     assert found.code == "RG0609"
     assert "its process died" in found.message
+
+
+def test_a_death_is_the_cause_even_when_it_is_heard_of_last(
+    cores: Cores, seats: dict[int, Seat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it reduces gradients: the other rank's broken connection comes first."""
+    dogs: list[Watchdog] = []
+
+    class Seen(Watchdog):
+        def begin(self, *arguments: Any) -> None:
+            dogs.append(self)
+            super().begin(*arguments)
+
+    def trains() -> bool:
+        pulse: Any = ray.get(dogs[0]._workers[1].pulse.remote())
+        return any(group == "train policy" and doing.kind == "OptimizerStep"
+                   for (group, _rank), doing in pulse.doing.items())  # fmt: skip
+
+    def kill(_record: IterationRecord) -> None:
+        assert until(trains)
+        os.kill(seats[1].process, signal.SIGKILL)
+        assert until(lambda: ray.get(dogs[0]._board.failure.remote()))
+
+    monkeypatch.setattr(on_ray, "Watchdog", Seen)
+    pipeline, _ = load_pipeline(str(FILE.parent / "pipeline.py"))
+    compiled = compile_pipeline(
+        pipeline, cores(), pins={"rollout": "0-1", "logprobs": "0-1", "train": "0-1"},
+        parameters={"epochs": 50, "minibatch": 8},
+    )  # fmt: skip
+    found = failure(compiled, seats, within=60, report=kill)
+    assert found.code == "RG0609"
+    assert "rank 1 is gone: its process died" in found.message
+    assert "and 1 more rank failed after it" in found.notes

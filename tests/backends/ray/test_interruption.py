@@ -42,12 +42,14 @@ pytestmark = pytest.mark.timeout(180)
 class Stage:
     """A policy that is interrupted, and what publishes its weights."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.line = Nearer()
         self.engine = self.made(folder, 0)
         self.by_version = {0: self.made(folder, 0)} | {v: self.made(folder, v) for v in (1, 2, 4)}
         self.news = News(cast("Any", self.line), AWAITED)
         self.taken: list[int] = []
+        self.delivered, self.fetched = list[bytes](), list[bytes]()
+        monkeypatch.setattr(self.news, "_fetch", lambda members: self.fetched.append(members[0][0]))
         self.aborts, self.late = 0, False
         self.metrics = Metrics()
         self.interrupted = Interrupted(cast("Engine", self.engine), AWAITED, self.news, self._adopt)
@@ -70,7 +72,7 @@ class Stage:
 
         def aborted() -> None:
             self.aborts += 1
-            assert self.line.asked[-1] == "weights", "they are fetched before"
+            assert self.fetched == self.delivered, "they are fetched before"
             if not self.late:
                 abort()
 
@@ -79,6 +81,8 @@ class Stage:
             taken += 1
             if taken in passes:
                 version, before = passes[taken], self.aborts
+                if version % AWAITED.every == 0:
+                    self.delivered.append(b"%d" % version)
                 self.line.publish(version)
                 if version % AWAITED.every == 0:
                     assert until(lambda: self.aborts > before)
@@ -100,8 +104,8 @@ def nobody_listens() -> bool:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage(ROOT / "tests" / "plans" / "decoder")
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    made = Stage(ROOT / "tests" / "plans" / "decoder", monkeypatch)
     yield made
     made.news.close()
     assert until(nobody_listens)
