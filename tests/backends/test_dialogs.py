@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rlinf_graph.cli.api import compile_pipeline
 from rlinf_graph.cli.loading import load_module, load_pipeline
 from rlinf_graph.compiler.compile import Compiled
 from rlinf_graph.ir.diagnostic import CompileError
+from rlinf_graph.nodes.sandbox import Sandbox
 from rlinf_graph.nodes.tools import call_tool, parse_call
-from tests.nodes.sandboxes import template_for_any
+from tests.nodes.sandboxes import DEADLINE, template_for_any
 from tests.plans.dialog import NEVER
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +97,10 @@ def test_the_demonstrations_show_what_the_tools_answer() -> None:
         for prompt in [p for p in prompts if kind in p][:5]:
             call = parse_call(prompt, tools=module.TOOLS)
             assert call is not None
-            answer = call_tool(module.TOOLS[call.tool], call.argument)
+            tool = module.TOOLS[call.tool]
+            if isinstance(tool, Sandbox):
+                tool = replace(tool, seconds=DEADLINE)
+            answer = call_tool(tool, call.argument)
             assert answer.ok
             assert prompt.endswith(f">[{answer.text.rstrip()}]")
     for wrong in ("2**9", "3.5+1", "print(1)", "1+", "__import__('os')"):

@@ -155,7 +155,7 @@ def test_a_proxy_is_an_engine(
 def test_an_engine_that_does_not_answer_is_named(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(launch, "SILENCE_S", 3.0)
+    monkeypatch.setattr(launch, "SILENCE_S", 6.0)
     _ready, made = request.getfixturevalue("proxies")
     samples = next(engine for instance, engine in made.items() if not instance.trains)
     (process,) = samples._group.processes

@@ -110,6 +110,7 @@ def made(
     """Edges without any room; the processes are in their first iteration."""
     monkeypatch.setattr(watchdog, "LOOK_S", 0.1)
     monkeypatch.setattr(watchdog, "NOTE_S", 3.0)
+    monkeypatch.setattr(watchdog, "LEAP_S", 0.5)
     program = compiled.program
     channels = tuple(replace(channel, capacity=0) for channel in program.channels)
     program = replace(program, channels=channels)
@@ -158,7 +159,8 @@ def test_a_process_that_does_not_answer_is_named_with_who_waits(
 ) -> None:
     monkeypatch.setattr(watchdog, "DEAF_S", DEAF_S)
     made.ask(Reader=NO_PARCELS)
-    assert made.look(1) is None
+    while MAKER not in made.dog._doing:
+        assert made.look(1) is None
     process = made.processes[0]
     os.kill(process, signal.SIGSTOP)
     try:
