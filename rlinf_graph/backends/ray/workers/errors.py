@@ -8,6 +8,7 @@ import traceback
 import uuid
 from dataclasses import dataclass, field, replace
 
+from ray.exceptions import ActorDiedError
 from torch.distributed import DistError
 
 DIED = "died"
@@ -119,7 +120,7 @@ def death_of(error: BaseException, group: str, rank: int, host: str, method: str
 
     Its number is that of Ray's actor, so that whoever hears of a death hears of the same one.
     """
-    actor: str | None = getattr(error, "actor_id", None)
+    actor: str | None = error.actor_id if isinstance(error, ActorDiedError) else None
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     known = [line for line in lines if "exit" in line.lower() or "died" in line.lower()]
     made = Failure(group, rank, host, method, DIED, " ".join((known or lines)[-1:]))

@@ -2,8 +2,8 @@
 
 It carries what is small and references of what is large. Both ends of a transfer, and all ranks of
 a collective, describe what they expect; they learn together whether it fits. A rank that fails, or
-whose process dies, ends every wait for it with the first cause; also those that begin later, in
-calls that were issued before a driver was told of the failure (`issued`, in seconds of its clock).
+whose process dies, ends waits for it with the first cause, whenever they begin; of one that fails
+those in calls that were issued before a driver was told (`issued`, in seconds of its clock).
 Answers are values, not exceptions, so that Ray logs nothing.
 """
 
@@ -14,7 +14,7 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.exceptions import RayError
@@ -25,6 +25,7 @@ from rlinf_graph.backends.ray.workers.matching import (
     Pair,
     Pending,
     Problem,
+    Reach,
     Receipt,
     Wanted,
     answer_all,
@@ -41,22 +42,36 @@ PULSES_S = 200
 """Questions a second, at most, to the processes of a group."""
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """How a call ended at a rank."""
+
+    failure: Failure
+    issued: float
+
+
 class _Group:
-    """The ranks that have joined under a name."""
+    """The ranks that have joined under a name.
+
+    Attributes:
+        failed: how the last call that failed ended, by rank.
+        told: since when a driver knows that a call has failed, by rank and when it was issued.
+    """
 
     def __init__(self, hosts: Sequence[Any], seats: Sequence[tuple[str, int]]) -> None:
         self.size, self.seats = len(hosts), list(seats)
         self.watches: list[asyncio.Task[None]] = []
         self.rounds: list[dict[int, Pending]] = []
-        self.failed: dict[int, Failure] = {}
+        self.failed: dict[int, _Failed] = {}
+        self.told: dict[tuple[int, float], float] = {}
         self.dead: dict[int, Failure] = {}
         self.silent: dict[int, Failure] = {}
         self.death = asyncio.Event()
 
-    def trouble(self, rank: int | None = None) -> Iterator[tuple[bool, Failure]]:
-        """The first causes behind the failures of a rank, or of all; first those that last."""
-        for lasts, known in ((True, self.dead), (True, self.silent), (False, self.failed)):
-            yield from ((lasts, f.first) for at, f in known.items() if rank in (None, at))
+    def lasting(self, rank: int | None = None) -> Iterator[Failure]:
+        """Why a rank, or any, is not there."""
+        for known in (self.dead, self.silent):
+            yield from (failure for at, failure in known.items() if rank in (None, at))
 
 
 class Exchange:
@@ -72,7 +87,6 @@ class Exchange:
         self._turns: dict[tuple[Peer, str, Peer], Turns] = defaultdict(Turns)
         self._waits: dict[int, Wait] = {}
         self._seen: dict[str, float] = {}
-        self._given_up: dict[Peer, tuple[float, float]] = {}
 
     async def claim(self, name: str) -> bool:
         """Take a name for a group that is about to start; False when it is taken."""
@@ -106,18 +120,15 @@ class Exchange:
             return
         for watch in group.watches:
             watch.cancel()
-        failure = next((failure for _dead, failure in group.trouble()), None)
+        known = [*group.lasting(), *(one.failure for one in group.failed.values())]
         problem = Problem("closed", f"worker group `{name}` was closed")
-        if failure is not None:
-            problem = Problem("failure", failure=failure)
+        if known:
+            problem = Problem("failure", failure=known[0].first)
         self._closed[name] = (now, problem)
         for rank in range(group.size):
-            self._matching.end((name, rank), problem)
-        self._break(group, problem)
+            self._spread(group, problem, Reach((name, rank)))
         for key in [key for key in self._turns if key[0][0] == name]:
             del self._turns[key]
-        for rank in range(group.size):
-            self._given_up.pop((name, rank), None)
 
     async def size(self, name: str, timeout: float) -> int | Problem:
         """How many ranks a group has; waits until it has joined."""
@@ -134,32 +145,33 @@ class Exchange:
         return next((known[rank] for rank in ranks if rank in known), None)
 
     async def seen(
-        self, numbers: Sequence[str], late: Sequence[Peer], issued: float, now: float
+        self, numbers: Sequence[str], peers: Sequence[Peer], issued: float, now: float
     ) -> None:
-        """A driver has been told of failures: calls that it issues from now on may ignore them.
-
-        Of `late` ranks it does not wait for the end of the call `issued` then: they may ignore
-        how it fails, too.
-        """
-        self._seen |= dict.fromkeys(numbers, now)
-        self._given_up |= dict.fromkeys(late, (issued, now))
+        """A driver has been told of failures, and that a call has failed, which these ranks may
+        still be in: calls that it issues from now on are not troubled by that."""
+        for number in numbers:
+            self._seen.setdefault(number, now)
+        for name, rank in peers:
+            if name in self._groups:
+                self._groups[name].told.setdefault((rank, issued), now)
 
     async def fail(self, peer: Peer, failure: Failure, issued: float) -> Failure:
-        """A rank's method raised: end all waits for it. What is behind it, if it is known here."""
-        group = self._groups.get(peer[0])
-        if group is None:
-            return failure
-        given_up, told = self._given_up.get(peer, (-math.inf, math.inf))
-        if issued <= given_up:
-            self._seen.setdefault(failure.number, told)
-        if failure.broken_link:
+        """A rank's method raised: end waits for it. What is behind it, if it is known here."""
+        name, rank = peer
+        group = self._groups.get(name)
+        if group is not None and failure.broken_link:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DEATH_S if not group.silent else 0):
                     await group.death.wait()
-            cause = next((known for lasts, known in group.trouble() if lasts), None)
-            failure = replace(failure, origin=cause)
-        group.failed[peer[1]] = failure
-        self._spread(peer, group, failure, self._told(failure))
+            failure = replace(failure, origin=next(group.lasting(), None))
+        if group is None or self._groups.get(name) is not group:
+            return failure
+        failed, before = _Failed(failure, issued), group.failed.get(rank)
+        until = self._told(group, rank, failed)
+        if until == math.inf or before is None or self._told(group, rank, before) < math.inf:
+            group.failed[rank] = failed
+        problem = Problem("failure", failure=failure.first)
+        self._spread(group, problem, Reach(peer, issued, until))
         return failure
 
     async def send(
@@ -269,14 +281,22 @@ class Exchange:
 
     def _known(self, group: _Group, rank: int | None, issued: float) -> Problem | None:
         """A failure that counts for a call: one that lasts, or that no driver knew by then."""
-        for lasts, failure in group.trouble(rank):
-            if lasts or issued <= self._told(failure):
-                return Problem("failure", failure=failure)
+        for failure in group.lasting(rank):
+            return Problem("failure", failure=failure)
+        for at, failed in group.failed.items():
+            if rank in (None, at) and issued <= self._told(group, at, failed):
+                return Problem("failure", failure=failed.failure.first)
         return None
 
-    def _told(self, failure: Failure) -> float:
-        """When a driver was told of the first cause: calls issued later are not troubled by it."""
-        return self._seen.get(failure.first.number, math.inf)
+    def _told(self, group: _Group, rank: int, failed: _Failed) -> float:
+        """Since when a driver knows of a failure: of it, of the call, or of the first cause if the
+        call had been issued by then."""
+        first = self._seen.get(failed.failure.first.number, math.inf)
+        return min(
+            self._seen.get(failed.failure.number, math.inf),
+            group.told.get((rank, failed.issued), math.inf),
+            first if failed.issued <= first else math.inf,
+        )
 
     async def _watch(self, name: str, rank: int, host: Any) -> None:
         try:
@@ -285,7 +305,8 @@ class Exchange:
             group = self._groups[name]
             group.dead[rank] = death_of(error, name, rank, group.seats[rank][0])
             group.death.set()
-            self._spread((name, rank), group, group.dead[rank])
+            problem = Problem("failure", failure=group.dead[rank])
+            self._spread(group, problem, Reach((name, rank)))
 
     async def _listen(self, name: str, rank: int, host: Any, silence: float) -> None:
         group = self._groups[name]
@@ -295,22 +316,19 @@ class Exchange:
                 try:
                     if not (await asyncio.wait([answer], timeout=silence))[0]:
                         group.silent[rank] = silence_of(name, rank, group.seats[rank], silence)
-                        self._spread((name, rank), group, group.silent[rank])
+                        problem = Problem("failure", failure=group.silent[rank])
+                        self._spread(group, problem, Reach((name, rank)))
                     await answer
                 finally:
                     answer.cancel()
                 group.silent.pop(rank, None)
                 await asyncio.sleep(max(PULSE_S, group.size / PULSES_S))
 
-    def _spread(self, peer: Peer, group: _Group, failure: Failure, until: float = math.inf) -> None:
-        problem = Problem("failure", failure=failure.first)
-        self._matching.end(peer, problem, until)
-        self._break(group, problem, until)
-
-    def _break(self, group: _Group, problem: Problem, until: float = math.inf) -> None:
-        """End collectives of a group, so that its ranks are in step again; newer ones go on."""
+    def _spread(self, group: _Group, problem: Problem, reach: Reach) -> None:
+        """Tell who waits for a rank; the group's collectives end, so that it is in step again."""
+        self._matching.end(problem, reach)
         for arrived in list(group.rounds):
-            if min(one.issued for one in arrived.values()) <= until:
+            if any(one in reach for one in arrived.values()):
                 answer_all(arrived.values(), problem)
                 group.rounds.remove(arrived)
 

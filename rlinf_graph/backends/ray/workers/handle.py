@@ -61,6 +61,7 @@ class Handle:
         """References of `Host.call` by rank; `collect` makes the result of the ranks' values."""
         self._group, self._hosts, self._method, self._issued = group, hosts, method, issued
         self._collect, self._exchange = collect, exchange
+        self._ranks = tuple(references)
         self._pending = {reference: rank for rank, reference in references.items()}
         self._outcomes: dict[int, Outcome] = {}
         self._failures: list[Failure] = []
@@ -161,11 +162,11 @@ class Handle:
 
     def _tell_seen(self) -> None:
         """From now on the caller knows: calls to come are not to fail for these causes again, nor
-        for what ranks of this call that still run may meet."""
-        numbers = [failure.first.number for failure in self._failures]
-        late = [(self._group, rank) for rank in self._pending.values()]
+        for how ranks end that are still in this call."""
+        numbers = [n for f in self._failures for n in (f.number, f.first.number)]
+        peers = [(self._group, rank) for rank in self._ranks if rank not in self._outcomes]
         with contextlib.suppress(RayError):  # closed meanwhile: nobody is there to be told
-            ray.get(self._exchange.seen.remote(numbers, late, self._issued, time.time()))
+            ray.get(self._exchange.seen.remote(numbers, peers, self._issued, time.time()))
 
 
 def _end_of(reference: Any) -> asyncio.Future[Any]:

@@ -67,6 +67,23 @@ class Pending:
     )
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Which waits a rank's end of a call ends: its own in that call, and all that it is in or that
+    wait for it, of calls issued `until` then.
+
+    Times are of the drivers' clocks; a call is known by its rank and when it was issued.
+    """
+
+    peer: Peer
+    issued: float = math.nan
+    until: float = math.inf
+
+    def __contains__(self, one: Pending) -> bool:
+        own = one.wait.who == self.peer and one.issued == self.issued
+        return own or one.issued <= self.until
+
+
 class Matching:
     """Queues of sends and of receives for each pair of ranks."""
 
@@ -74,7 +91,7 @@ class Matching:
         """Nobody waits."""
         self._sends: dict[Pair, deque[Pending]] = defaultdict(deque)
         self._receives: dict[Pair, deque[Pending]] = defaultdict(deque)
-        self._fetching: dict[int, Pending] = {}
+        self._fetching: dict[int, tuple[Pending, Pending]] = {}
         self._count = 0
 
     def offer(self, pair: Pair, mine: Pending) -> None:
@@ -96,19 +113,19 @@ class Matching:
 
     def fetched(self, number: int) -> None:
         """A receiver has what it was referred to."""
-        if (offer := self._fetching.pop(number, None)) is not None:
-            answer_all((offer,), None)
+        answer_all(self._fetching.pop(number, ()), None)
 
-    def end(self, peer: Peer, problem: Problem, until: float = math.inf) -> None:
-        """Answer whatever a rank waits for, or what waits for it, in calls issued until then."""
+    def end(self, problem: Problem, reach: Reach) -> None:
+        """Answer waits that a rank is in, or that wait for it."""
         for queues in (self._sends, self._receives):
-            for pair in [pair for pair in queues if peer in pair]:
-                answer_all((one for one in queues[pair] if one.issued <= until), problem)
-                queues[pair] = deque(one for one in queues[pair] if one.issued > until)
+            for pair in [pair for pair in queues if reach.peer in pair]:
+                answer_all((one for one in queues[pair] if one in reach), problem)
+                queues[pair] = deque(one for one in queues[pair] if one not in reach)
                 self._tidy(pair)
-        for number, offer in list(self._fetching.items()):
-            if peer in (offer.wait.who, *offer.wait.on) and offer.issued <= until:
-                answer_all((self._fetching.pop(number),), problem)
+        for number, ends in list(self._fetching.items()):
+            of = any(reach.peer == one.wait.who for one in ends)
+            if of and any(one in reach for one in ends):
+                answer_all(self._fetching.pop(number), problem)
 
     def _match(self, pair: Pair) -> None:
         """Bring the ends together in the order in which they came."""
@@ -123,7 +140,7 @@ class Matching:
             self._count += 1
             want.answer.set_result(Receipt(self._count, offer.what))
             if offer.what.reference:
-                self._fetching[self._count] = offer
+                self._fetching[self._count] = offer, want
             else:
                 offer.answer.set_result(None)
         self._tidy(pair)
