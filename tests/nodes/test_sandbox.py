@@ -3,14 +3,18 @@
 import os
 import select
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlinf_graph.nodes.isolation import Isolation
 from rlinf_graph.nodes.sandbox import Outcome, Sandbox, run_code
+from rlinf_graph.nodes.sandbox_supervisor import _Run
 from tests.nodes.sandboxes import DEADLINE, WALLS, lasting, template
 
 Run = Callable[..., Outcome]
@@ -112,6 +116,21 @@ def test_endless(run: Run, code: str) -> None:
     outcome = run("print('begins')\n" + code, seconds=1.0)
     assert (outcome.status, outcome.output) == ("timeout", "begins\n")
     assert 1.0 <= outcome.seconds < DEADLINE
+
+
+def test_what_a_program_has_said_is_read_when_its_time_is_over_already() -> None:
+    """Its supervisor was not awake before; the program is any process that does not end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as program:
+        ours, _theirs = socket.socketpair()
+        made = _Run(
+            {"seconds": 1.0, "output_bytes": 100},
+            "",
+            Isolation(namespaces=False, landlock=False, base=""),
+        )
+        os.write(made.end, b"said")
+        assert made._watch(program.pid, ours, time.monotonic() - 2) == "timeout"
+        assert made.output == b"said"
+        program.kill()
 
 
 def test_processor_time(run: Run) -> None:

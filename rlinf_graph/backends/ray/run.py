@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from rlinf_graph.backends.engines import Kept
-from rlinf_graph.backends.ray.board import Board
+from rlinf_graph.backends.ray.board import DEATH_S, Board
 from rlinf_graph.backends.ray.hosted import HostedEngines, Pythons
 from rlinf_graph.backends.ray.placement import Placement
 from rlinf_graph.backends.ray.shipping import by_value, used_definitions
@@ -270,7 +270,7 @@ class _Crew:
         return self._dog.gone(self._with(place), error)
 
     def _is_broken_link(self, cause: tuple[Diagnostic, ...]) -> bool:
-        """Whether a death that Ray has told of late would be behind it."""
+        """Whether a death explains it, of which Ray may tell late."""
         return self._dog.of_board("is_broken_link", cause)
 
     def _with(self, place: Place) -> list[Place]:
@@ -283,13 +283,15 @@ class _Crew:
         """The first cause, with how many ranks failed after it: by themselves, not for waiting.
 
         `calls` are of ranks that were not done, `of` is a rank of the process that is the cause.
-        A death that ends one of them is the cause of a connection that broke.
+        A connection that broke is not the cause if one of them dies with its process meanwhile.
         """
+        broken = self._is_broken_link(error.diagnostics)
+        patience = DEATH_S if broken else GRACE_S
         same = self._with(of) if of else []
         calls = [call for call in calls if self._running[call] not in same]
-        ended = ray.wait(calls, num_returns=len(calls), timeout=GRACE_S)[0] if calls else []
+        ended = ray.wait(calls, num_returns=len(calls), timeout=patience)[0] if calls else []
         deaths = {call: death for call in ended if (death := _death(call)) is not None}
-        if deaths and self._is_broken_link(error.diagnostics):
+        if deaths and broken:
             call, death = next(iter(deaths.items()))
             place = self._running[call]
             return self._counted(self._dog.gone(self._with(place), death), calls, place)

@@ -37,15 +37,17 @@ def by_value(graph: Graph) -> AbstractContextManager[None]:
 def whole(modules: Iterable[ModuleType]) -> Iterator[None]:
     """Inside the block, what these modules define is pickled whole, unless they are installed.
 
-    Blocks of several threads may overlap; what somebody else has registered stays so.
+    Blocks of several threads may overlap; what somebody else had registered stays so.
     """
-    with _REGISTERING:
-        known = cloudpickle.list_registry_pickle_by_value() - set(_blocks)
-        ours = [m for m in modules if not installed(m) and m.__name__ not in known]
-        for module in ours:
-            cloudpickle.register_pickle_by_value(module)
-            _blocks[module.__name__] += 1
+    ours: list[ModuleType] = []
     try:
+        with _REGISTERING:
+            known = cloudpickle.list_registry_pickle_by_value() - set(_blocks)
+            for module in modules:
+                if not installed(module) and module.__name__ not in known:
+                    cloudpickle.register_pickle_by_value(module)
+                    _blocks[module.__name__] += 1
+                    ours.append(module)
         yield
     finally:
         with _REGISTERING:

@@ -17,7 +17,7 @@ import ray
 from rlinf_graph.backends.ray.channel import carry
 from rlinf_graph.backends.ray.channel.broker import Group, Notice, Reply
 from rlinf_graph.backends.ray.channel.carry import SMALL, Block, Encoded
-from rlinf_graph.backends.ray.channel.errors import ChannelError
+from rlinf_graph.backends.ray.channel.errors import ChannelError, TimedOut
 from rlinf_graph.backends.ray.channel.lane import Row
 from rlinf_graph.backends.ray.channel.shared import Pool, Segment
 from rlinf_graph.backends.ray.channel.state import Key
@@ -88,9 +88,13 @@ class Sender:
         Raises:
             Closed, TooLarge, Full, TimedOut, PeerFailed: see `Channel.put`.
         """
-        began = time.monotonic()
+        began, late = time.monotonic(), False
         while not self.try_put(encoded, key, weight, priority):
+            if late:
+                told = "what room there was, others of this process have taken"
+                raise TimedOut(f"put under key {key!r} waited {timeout:g} s: {told}")
             left = timeout and max(LEAST_S, began + timeout - time.monotonic())
+            late = left == LEAST_S
             ticket = (self._peer, "put", next(self._tickets))
             with self._lock:
                 ask = self._leases.setdefault(key, _Lease()).ask
