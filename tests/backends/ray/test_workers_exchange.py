@@ -6,6 +6,7 @@ Of processes it needs only that they answer; here they are coroutines.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -82,9 +83,8 @@ class Stage:
     async def told(
         self, failure: Failure, now: float, *peers: tuple[str, int], issued: float = 0
     ) -> None:
-        """A handle has raised for a failure, with those ranks failed or still in the call."""
-        numbers = [failure.number, failure.first.number]
-        await self.exchange.seen(numbers, peers, issued, now)
+        """A handle has raised for a failure, with those ranks still in the call."""
+        await self.exchange.seen([failure.number], peers, issued, now)
 
     def _next(self, *what: Any) -> int:
         self._numbers[what] = self._numbers.get(what, -1) + 1
@@ -215,6 +215,50 @@ async def a_failure_that_is_known_hides_none_that_is_not(stage: Stage) -> None:
     assert await ended(stage.receive(R, Q, 21)) == news
 
 
+async def what_was_told_later_counts_longer(stage: Stage) -> None:
+    """A rank with two calls at once: the one that was told first ends last."""
+    await stage.told(await stage.fails(Q, 5), 20, ("q", 1), issued=5)
+    second = await stage.fails(("q", 1), 10)
+    await stage.told(second, 50)
+    await stage.fails(("q", 1), 5)
+    assert await ended(stage.receive(R, ("q", 1), 30)) == second
+
+
+async def what_waits_in_no_call_ends(stage: Stage) -> None:
+    """In a thread of its own, which nobody issued."""
+    await stage.told(await stage.fails(Q, 10), 20, ("q", 1), issued=10)
+    waiting = stage.receive(R, ("q", 1), math.inf)
+    await asyncio.sleep(0)
+    failure = await stage.fails(("q", 1), 10)
+    assert await ended(waiting) == failure
+
+
+async def what_another_call_of_the_rank_is_fetching_goes_on(stage: Stage) -> None:
+    await stage.told(await stage.fails(("q", 1), 9), 20, Q, issued=9)
+    given, sent = stage.receive(Q, R, 10), stage.send(R, Q, 30, LARGE)
+    receipt = await given
+    await stage.fails(Q, 9)
+    await stage.exchange.taken(receipt.number)
+    assert await sent is None
+
+
+async def a_slow_clock_tells_no_earlier_than_the_call_was_issued(stage: Stage) -> None:
+    await stage.told(await stage.fails(Q, 105), 101, ("q", 1), issued=105)
+    waiting = stage.receive(R, ("q", 1), 104)
+    await asyncio.sleep(0)
+    failure = await stage.fails(("q", 1), 105)
+    assert await ended(waiting) == failure
+
+
+async def who_waits_in_vain_hears_what_failed_before(stage: Stage) -> None:
+    await stage.told(await stage.fails(Q, 10), 20)
+    asked = stage.exchange.receive(R, Q, Wanted(), 0, 30, SOON_S)
+    problem = await asyncio.wait_for(asked, HANGS_S)
+    assert isinstance(problem, Problem)
+    assert problem.kind == "timeout"
+    assert "nobody else waits; before that, `q` rank 0 on h failed in `m`: Value" in problem.text
+
+
 async def a_group_of_the_same_name_is_another_one(stage: Stage) -> None:
     broken = asyncio.ensure_future(stage.fails(Q, 10, broken_link=True))
     await asyncio.sleep(0)
@@ -237,6 +281,11 @@ SCENES: list[Scene] = [
     what_the_failed_call_itself_waits_for_ends,
     what_it_has_been_given_and_did_not_fetch_is_not_sent,
     a_failure_that_is_known_hides_none_that_is_not,
+    what_was_told_later_counts_longer,
+    what_waits_in_no_call_ends,
+    what_another_call_of_the_rank_is_fetching_goes_on,
+    a_slow_clock_tells_no_earlier_than_the_call_was_issued,
+    who_waits_in_vain_hears_what_failed_before,
     a_group_of_the_same_name_is_another_one,
 ]
 

@@ -60,6 +60,12 @@ class Talker(Worker):
         received = [self.irecv(group, rank) for _ in range(count)]
         return [float((await one)[0]) for one in received]
 
+    def fail_or_wait(self, group: str, rank: int) -> None:
+        """Rank 0 fails by itself, the others for another."""
+        if self.rank:
+            self.recv(group, rank)
+        raise ValueError("its own")
+
     def tell_all(self, value: Any, to: Any) -> None:
         self.broadcast(value, to)
 
@@ -255,6 +261,19 @@ def test_an_exception_ends_the_waits_of_others_with_its_cause(pair: Pair) -> Non
         assert (raised.value.failure.group, raised.value.failure.rank) == ("left", 0)
         assert raised.value.failure.method == "fail"
         assert raised.value.others == others
+    assert moved(pair, "again") == "again"
+
+
+def test_a_cause_that_was_only_counted_is_not_lost(pair: Pair) -> None:
+    left, right = pair
+    failing = left.on(0).fail()
+    with pytest.raises(WorkerError, match="its own") as raised:
+        right.fail_or_wait("left", 0).wait(SOON_S)
+    assert raised.value.others == 1
+    with pytest.raises(WorkerError, match="no such answer"):
+        left.on(1).take("left", 0).wait(SOON_S)
+    with pytest.raises(WorkerError, match="no such answer"):
+        failing.wait(SOON_S)
     assert moved(pair, "again") == "again"
 
 

@@ -55,7 +55,8 @@ class _Group:
 
     Attributes:
         failed: how the last call that failed ended, by rank.
-        told: since when a driver knows that a call has failed, by rank and when it was issued.
+        told: since when a driver knows that a call has failed that a rank was still in, by the
+            rank and when it was issued.
     """
 
     def __init__(self, hosts: Sequence[Any], seats: Sequence[tuple[str, int]]) -> None:
@@ -145,15 +146,15 @@ class Exchange:
         return next((known[rank] for rank in ranks if rank in known), None)
 
     async def seen(
-        self, numbers: Sequence[str], peers: Sequence[Peer], issued: float, now: float
+        self, numbers: Sequence[str], late: Sequence[Peer], issued: float, now: float
     ) -> None:
-        """A driver has been told of failures, and that a call has failed, which these ranks may
-        still be in: calls that it issues from now on are not troubled by that."""
+        """A driver has been told of failures, and that a call has failed that `late` ranks are
+        still in: calls that it issues from now on are not troubled by that."""
         for number in numbers:
             self._seen.setdefault(number, now)
-        for name, rank in peers:
-            if name in self._groups:
-                self._groups[name].told.setdefault((rank, issued), now)
+        for name, rank in late:
+            if name in self._groups:  # told with a clock of its own, but after it was issued
+                self._groups[name].told.setdefault((rank, issued), max(now, issued))
 
     async def fail(self, peer: Peer, failure: Failure, issued: float) -> Failure:
         """A rank's method raised: end waits for it. What is behind it, if it is known here."""
@@ -168,7 +169,7 @@ class Exchange:
             return failure
         failed, before = _Failed(failure, issued), group.failed.get(rank)
         until = self._told(group, rank, failed)
-        if until == math.inf or before is None or self._told(group, rank, before) < math.inf:
+        if before is None or until >= self._told(group, rank, before):
             group.failed[rank] = failed
         problem = Problem("failure", failure=failure.first)
         self._spread(group, problem, Reach(peer, issued, until))
@@ -260,6 +261,7 @@ class Exchange:
             if mine.answer.done():  # it came at the last moment, and the other end knows
                 return mine.answer.result()
             told = report(mine.wait, self._waits.values(), self._groups.keys())
+            told += "".join(f"; {text}" for text in self._failed_before(mine.wait.on))
             return Problem("timeout", f"nothing within {timeout:g} s: {told}")
         finally:
             del self._waits[id(mine)]
@@ -287,6 +289,13 @@ class Exchange:
             if rank in (None, at) and issued <= self._told(group, at, failed):
                 return Problem("failure", failure=failed.failure.first)
         return None
+
+    def _failed_before(self, peers: Sequence[Peer]) -> Iterator[str]:
+        """What a driver knows already of ranks for which somebody waits in vain."""
+        for name, rank in peers:
+            group = self._groups.get(name)
+            if group is not None and (failed := group.failed.get(rank)) is not None:
+                yield f"before that, {failed.failure.first.render()}"
 
     def _told(self, group: _Group, rank: int, failed: _Failed) -> float:
         """Since when a driver knows of a failure: of it, of the call, or of the first cause if the

@@ -174,11 +174,12 @@ class WorkerGroup:
         ray.get(self._exchange.join.remote(self._name, self._hosts, places, silence))
         with self._whole():
             shipped = self._shared(freeze((self._worker, tuple(args), dict(kwargs))))
+        issued = time.time()
         asked = {
-            rank: host.prepare.remote(self._setup(rank, seats[rank], told[0]), shipped)
+            rank: host.prepare.remote(self._setup(rank, seats[rank], told[0]), shipped, issued)
             for rank, host in enumerate(self._hosts)
         }
-        self._handle("__init__", time.time(), asked, Dispatch()).wait(timeout)
+        self._handle("__init__", issued, asked, Dispatch()).wait(timeout)
 
     def _hello(self, timeout: float) -> list[tuple[str, int, int]]:
         """Where each process is; the first answer of each."""

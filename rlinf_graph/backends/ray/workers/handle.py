@@ -61,7 +61,6 @@ class Handle:
         """References of `Host.call` by rank; `collect` makes the result of the ranks' values."""
         self._group, self._hosts, self._method, self._issued = group, hosts, method, issued
         self._collect, self._exchange = collect, exchange
-        self._ranks = tuple(references)
         self._pending = {reference: rank for rank, reference in references.items()}
         self._outcomes: dict[int, Outcome] = {}
         self._failures: list[Failure] = []
@@ -155,18 +154,18 @@ class Handle:
         deadline = time.monotonic() + GRACE_S
         while self._pending and (left := deadline - time.monotonic()) > 0:
             self._look(left)
-        self._tell_seen()
         first = min(self._failures, key=lambda failure: failure.weight)
+        self._tell_seen(first.first)
         own = first.origin is None or any(f == first.first for f in self._failures)
         return WorkerError(first.first, len(self._failures) - int(own))
 
-    def _tell_seen(self) -> None:
+    def _tell_seen(self, cause: Failure) -> None:
         """From now on the caller knows: calls to come are not to fail for these causes again, nor
         for how ranks end that are still in this call."""
-        numbers = [n for f in self._failures for n in (f.number, f.first.number)]
-        peers = [(self._group, rank) for rank in self._ranks if rank not in self._outcomes]
+        numbers = [cause.number, *(failure.number for failure in self._failures)]
+        late = [(self._group, rank) for rank in self._pending.values()]
         with contextlib.suppress(RayError):  # closed meanwhile: nobody is there to be told
-            ray.get(self._exchange.seen.remote(numbers, peers, self._issued, time.time()))
+            ray.get(self._exchange.seen.remote(numbers, late, self._issued, time.time()))
 
 
 def _end_of(reference: Any) -> asyncio.Future[Any]:

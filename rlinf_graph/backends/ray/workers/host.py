@@ -66,13 +66,14 @@ class Host:
     def pulse(self) -> None:
         """Any answer says that this process runs."""
 
-    def prepare(self, setup: Setup, shipped: Frozen) -> Outcome | Failure:
+    def prepare(self, setup: Setup, shipped: Frozen, issued: float) -> Outcome | Failure:
         """Set the environment and make the worker; `shipped` is its class and arguments."""
         os.environ.update(setup.env)
         if setup.threads:
             use_cores(setup.threads)
         place = setup.place
         meeting.give(place.exchange)
+        ISSUED.set(issued)
         began = time.perf_counter()
         try:
             kind, args, kwargs = thaw(shipped)

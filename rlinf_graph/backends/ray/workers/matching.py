@@ -69,8 +69,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class Reach:
-    """Which waits a rank's end of a call ends: its own in that call, and all that it is in or that
-    wait for it, of calls issued `until` then.
+    """Which waits a rank's end of a call ends: those that it is in, or that wait for it, of calls
+    issued `until` then, which this one was, or of no call.
 
     Times are of the drivers' clocks; a call is known by its rank and when it was issued.
     """
@@ -80,8 +80,11 @@ class Reach:
     until: float = math.inf
 
     def __contains__(self, one: Pending) -> bool:
-        own = one.wait.who == self.peer and one.issued == self.issued
-        return own or one.issued <= self.until
+        return one.issued <= self.until or math.isinf(one.issued)
+
+    def is_own(self, one: Pending) -> bool:
+        """Whether the rank waits in the call itself."""
+        return one.wait.who == self.peer and one.issued == self.issued
 
 
 class Matching:
@@ -124,7 +127,7 @@ class Matching:
                 self._tidy(pair)
         for number, ends in list(self._fetching.items()):
             of = any(reach.peer == one.wait.who for one in ends)
-            if of and any(one in reach for one in ends):
+            if of and (any(map(reach.is_own, ends)) or all(one in reach for one in ends)):
                 answer_all(self._fetching.pop(number), problem)
 
     def _match(self, pair: Pair) -> None:
