@@ -15,7 +15,6 @@ from rlinf_graph.compiler.cost.profile import Profile
 from rlinf_graph.compiler.explain import explain, render_text
 from rlinf_graph.ir.diagnostic import CompileError
 
-pytestmark = pytest.mark.timeout(300)
 PIPELINE = str(Path(__file__).parents[1] / "plans" / "pipeline.py")
 
 

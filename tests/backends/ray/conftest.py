@@ -16,8 +16,6 @@ from rlinf_graph.backends.ray.run import Seat
 from rlinf_graph.ir.cluster import Cluster
 from rlinf_graph.ir.cluster_file import load_cluster
 
-LEFT_S = 60.0
-
 
 @pytest.fixture
 def cores(tmp_path: Path) -> Callable[..., Cluster]:
@@ -98,8 +96,8 @@ def _alive(process: int) -> bool:
 
 
 def _until(holds: Callable[[], Any]) -> None:
-    """Poll: Ray gives back asynchronously, and late on a loaded machine."""
-    deadline = time.monotonic() + LEFT_S
+    """Poll for at most ten seconds: Ray gives back asynchronously."""
+    deadline = time.monotonic() + 10
     while not holds():
-        assert time.monotonic() < deadline, f"not within {LEFT_S:g} s"
+        assert time.monotonic() < deadline, "not within ten seconds"
         time.sleep(0.05)  # between looks, not instead of one

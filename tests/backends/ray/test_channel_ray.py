@@ -29,11 +29,9 @@ from rlinf_graph.backends.ray.channel.errors import (
     TooLarge,
 )
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("clean")]
 MEGABYTE = 1 << 18
 """Items of float32."""
-HANG_S = 60.0
-"""What takes longer on a loaded machine hangs."""
 
 
 @pytest.fixture
@@ -45,9 +43,9 @@ def clean(ray_nodes: list[str]) -> Iterator[None]:
 
 
 def until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + HANG_S
+    deadline = time.monotonic() + 10
     while not holds():
-        assert time.monotonic() < deadline, f"not within {HANG_S:g} s"
+        assert time.monotonic() < deadline, "not within ten seconds"
         time.sleep(0.01)  # between looks, not instead of one
 
 
@@ -141,7 +139,7 @@ def test_everything_arrives_once_and_in_order(
     channel = Channel.create(capacity=capacity, producers=2, shared_memory=shared, ordered=ordered)
     sizes = [1, 300, 40_000, 9, 70_000, 0] * 5
     sent = [peer.put_sizes.remote(channel, me, sizes) for me, peer in enumerate(peers[:2])]
-    came = ray.get([peer.get_all.remote(channel) for peer in peers[2:]], timeout=100)
+    came = ray.get([peer.get_all.remote(channel) for peer in peers[2:]], timeout=50)
     ray.get(sent)
     for one in came if ordered else []:
         for me in range(2):
@@ -182,9 +180,9 @@ def test_full_key_blocks_no_other_in_the_same_process() -> None:
     late.start()
     until(lambda: waiting(channel, "full") == (1, 0))
     channel.put(3, "other")
-    assert channel.get("other", timeout=HANG_S) == 3
-    assert [channel.get("full", timeout=HANG_S), channel.get("full", timeout=HANG_S)] == [1, 2]
-    late.join(timeout=HANG_S)
+    assert channel.get("other", timeout=10) == 3
+    assert [channel.get("full", timeout=10), channel.get("full", timeout=10)] == [1, 2]
+    late.join(timeout=10)
     assert not late.is_alive()
 
 
@@ -302,7 +300,7 @@ def test_who_has_left_may_die() -> None:
     until(lambda: len(channel.statistics().peers) == 1)
     ray.kill(peer)
     until(lambda: not os.path.exists(f"/proc/{process}"))
-    assert [channel.get(timeout=HANG_S), channel.get(timeout=HANG_S)] == [1, 2]
+    assert [channel.get(timeout=10), channel.get(timeout=10)] == [1, 2]
 
 
 def test_items_whose_memory_is_gone_are_an_error() -> None:

@@ -41,20 +41,15 @@ def failure(
     report: Callable[[IterationRecord], None] = lambda _record: None,
     within: float = ENDS_S,
 ) -> Diagnostic:
-    """Run until it fails; at most so many seconds after the last report, or the beginning."""
+    """Run until it fails; at most so many seconds after the first iteration could begin."""
     began: list[float] = []
-
-    def reported(record: IterationRecord) -> None:
-        report(record)
-        began.append(time.monotonic())
-
     with pytest.raises(CompileError) as raised:
         on_ray.run(
             compiled.program, compiled.graph, compiled.plan, compiled.cluster,
-            iterations=1000, placed=seats.update, report=reported,
+            iterations=1000, placed=seats.update, report=report,
             loaded=lambda: began.append(time.monotonic()),
         )  # fmt: skip
-    assert time.monotonic() - began[-1] < within
+    assert time.monotonic() - began[0] < within
     (found,) = raised.value.diagnostics
     return found
 

@@ -12,12 +12,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import distributed as dist
 
 from rlinf_graph.backends.ray.run import Seat
 from rlinf_graph.backends.ray.workers import Handle, Reservation, Worker, WorkerError, WorkerGroup
 from rlinf_graph.ir.cluster import Cluster
+from tests.backends.ray.nearer import until
 
 pytestmark = pytest.mark.timeout(120)
 ENDS_S = 10.0
@@ -130,6 +132,11 @@ def test_faults_end_all_waits_with_their_cause_and_leave_nothing(
         launched_again(made, waiter)
 
 
+def waits(group: WorkerGroup) -> int:
+    """How many wait at the exchange."""
+    return ray.get(group._exchange.__ray_call__.remote(lambda exchange: len(exchange._waits)))
+
+
 @pytest.mark.parametrize("dies", [False, True], ids=["fails later", "fails for another"])
 def test_a_failure_that_comes_late_troubles_no_call_that_began_after_the_first_was_raised(
     cores: Callable[..., Cluster], seats: dict[int, Seat], *, dies: bool
@@ -152,7 +159,9 @@ def test_a_failure_that_comes_late_troubles_no_call_that_began_after_the_first_w
             assert (error.failure.rank, error.others) == (0, 0)
         taking = waiter.take("crew", 1)
         gathering = None if dies else crew.gather()
-        time.sleep(0.5)  # so that the calls wait: if they came later, they would prove less
+        assert until(
+            lambda: waits(crew) == (2 if dies else 4)
+        )  # the late rank, and who is not to hear
         waiter.put("fail now", "crew", 1).wait(ENDS_S)
         if gathering:
             assert gathering.wait(ENDS_S) == [[0, 1, 2]] * 3
@@ -176,7 +185,7 @@ def test_a_process_that_does_not_answer_is_an_error_for_who_waits_until_it_wakes
         os.kill(process, signal.SIGSTOP)
         try:
             putting = crew.on(1).put("late", "waiter", 0)
-            error = failed(putting, SILENCE_S + 2 * ENDS_S)
+            error = failed(putting, SILENCE_S + ENDS_S)
             assert (error.failure.rank, error.failure.kind, error.others) == (1, "silent", 0)
             assert "`crew` rank 1" in str(error)
             assert "in `put`: its process does not answer: nothing for 3 s" in str(error)
@@ -206,7 +215,7 @@ def met(take: Callable[[], Handle], put: Callable[[], Handle]) -> Any:
         if ended == calls and not failing:
             return calls[take].wait()
         calls |= {make: make() for make in failing}
-        time.sleep(0.05)
+        time.sleep(0.05)  # between looks, not instead of one
     raise AssertionError(f"the ends did not meet: {calls}")
 
 
